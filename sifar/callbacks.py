@@ -1,0 +1,200 @@
+"""What fastai lacks: precision on every device, runs that go on where they broke off, a log, checkpoints."""
+import io
+import logging
+import math
+import random
+import signal
+import threading
+import time
+
+import torch
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.tracker import SaveModelCallback, TrackerCallback
+from fastai.learner import Callback, CancelFitException
+from fastai.torch_core import set_seed
+from fastcore.all import L, noop
+
+from .errors import UserError
+from .files import write_file
+from .terminal import console
+
+log = logging.getLogger("sifar")
+
+
+class Precision(MixedPrecision):
+    "The model's forward pass under autocast to `dtype`, on any device; with loss scaling where that is float16."
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype, self.scaler_state = dtype, {}
+
+    def before_fit(self):
+        device = self.dls.device.type
+        self.learn.scaler, self.scales = torch.amp.GradScaler(device, enabled=self.dtype == torch.float16), L()
+        if self.scaler_state: self.learn.scaler.load_state_dict(self.scaler_state)
+        self.autocast = torch.autocast(device, self.dtype)
+
+    def before_batch(self):
+        "Wrap just this forward pass, so that no exception can leave autocast switched on."
+        vars(self.model).pop("forward", None)
+        self.model.forward = self.autocast(self.model.forward)
+
+    def after_pred(self):
+        super().after_pred()
+        self.after_cancel_batch()
+
+    def after_cancel_batch(self): vars(self.model).pop("forward", None)
+    def after_loss(self): pass
+
+
+class StartAt(Callback):
+    "Number the epochs of a fit from `start` to `total`, so that schedule, log and file names go on where a run broke off."
+    order = -20                 # before fastai's TrainEvalCallback, which derives the position in the schedule from the epoch
+
+    def __init__(self, start, total):
+        self.start, self.total = start, total
+
+    def before_epoch(self):
+        self.learn.epoch += self.start
+        self.learn.n_epoch = self.total
+
+
+class SeedEpochs(Callback):
+    "Let all random numbers of an epoch follow from `seed` and its number: order, augmentation, dropout."
+    order = -15
+
+    def __init__(self, seed): self.seed = seed
+
+    def before_epoch(self):
+        set_seed((self.seed + 1_000_003 * self.epoch) % 2**32)
+        self.dls.train.rng = random.Random(f"{self.seed} {self.epoch}")
+
+
+class StopOnNaN(Callback):
+    "End the run where the loss is not a number, before it can reach the weights or a checkpoint."
+    order = -9
+
+    def after_loss(self):
+        if math.isfinite(self.loss.item()): return
+        where = f"epoch {self.epoch + 1}, batch {self.iter + 1}, lr {self.opt.hypers[-1]['lr']:.3g}"
+        raise UserError(f"The loss became {self.loss.item()} in {where}: try a smaller --lr. The last checkpoint is good.")
+
+
+class StopOnSignal(Callback):
+    "Ctrl-C and SIGTERM end the fit after the current batch, and then the program. A second Ctrl-C ends it at once."
+    order, signum = 100, None
+
+    def before_fit(self):
+        if threading.current_thread() is threading.main_thread():
+            self.old = {o: signal.signal(o, self.note) for o in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(self, signum, frame):
+        self.signum = signum
+        signal.signal(signum, self.old[signum])
+
+    def after_batch(self):
+        if self.signum: raise CancelFitException
+
+    def after_fit(self):
+        for k, v in getattr(self, "old", {}).items(): signal.signal(k, v)
+        if not self.signum: return
+        log.info("Stopped in epoch %d of %d, which a resumed run begins anew. Go on with:", self.epoch + 1, self.n_epoch)
+        log.info("  python train.py --resume %s", self.path)
+        raise SystemExit(128 + self.signum)
+
+
+class RunLog(Callback):
+    """The epochs as a table on the terminal, below it a progress bar; as lines in the log; as rows in history.csv.
+
+    history: a dictionary an epoch, with the keys of `columns`; None where there is no validation set. Afterwards it is
+    `learn.history`."""
+    order = 55                  # after fastai's Recorder, before what saves
+    columns = "epoch", "train_loss", "valid_loss", "top1", "top5", "lr", "seconds", "images_per_second"
+    header = "epoch  train loss  valid loss   top-1 %   top-5 %        lr  images/s     time"
+
+    def __init__(self): self.history = []
+
+    def before_fit(self):
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        self.old_logger, self.learn.logger = self.learn.logger, noop
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.bar.start()
+        log.info(self.header)
+
+    def before_epoch(self):
+        self.start = time.perf_counter()
+        if not self.bar.tasks: self.task = self.bar.add_task("", total=(self.n_epoch - self.epoch) * len(self.dls.train))
+
+    def before_train(self): self.train_start = time.perf_counter()
+
+    def after_batch(self):
+        if self.training: self.bar.update(self.task, advance=1, description=f"epoch {self.epoch + 1}/{self.n_epoch}")
+
+    def after_train(self):
+        self.images_per_second = len(self.dls.train) * self.dls.train.bs / (time.perf_counter() - self.train_start)
+
+    def after_epoch(self):
+        train_loss, valid_loss, top1, top5 = self.recorder.values[-1]
+        values = (self.epoch + 1, train_loss, valid_loss, top1, top5, self.opt.hypers[-1]["lr"],
+                  time.perf_counter() - self.start, self.images_per_second)
+        row = dict(zip(self.columns, values))
+        self.history.append(row)
+        log.info(self.line(row))
+        self.write()
+
+    def line(self, row):
+        "A row of the table, at most 80 columns wide."
+        def f(key, spec, scale=1): return format("-" if row[key] is None else format(row[key] * scale, spec), f">{spec.split('.')[0]}")
+        minutes, seconds = divmod(round(row["seconds"]), 60)
+        return (f"{row['epoch']:>5}  {f('train_loss', '10.4f')}  {f('valid_loss', '10.4f')}  {f('top1', '8.2f', 100)}  {f('top5', '8.2f', 100)}"
+                f"  {row['lr']:>8.5f}  {row['images_per_second']:>8.0f}  {minutes:>4}:{seconds:02}")
+
+    def write(self):
+        lines = [",".join(self.columns), *(",".join("" if row[o] is None else f"{row[o]:.10g}" for o in self.columns) for row in self.history)]
+        write_file(self.path / "history.csv", "\n".join(lines) + "\n")
+
+    def after_fit(self):
+        self.bar.stop()
+        self.learn.logger, self.learn.history = self.old_logger, self.history
+
+
+class SaveBest(SaveModelCallback):
+    "fastai's SaveModelCallback, saving whole files only, going on from an earlier `best`, and loading it at the end."
+
+    def __init__(self): super().__init__(monitor="accuracy", fname="best", reset_on_fit=False)
+
+    def after_epoch(self):
+        TrackerCallback.after_epoch(self)
+        if self.new_best: save_weights(self.learn, self.fname)
+
+    def after_fit(self):
+        if (self.learn.path / self.learn.model_dir / f"{self.fname}.pth").exists(): self.learn.load(self.fname, with_opt=False)
+
+
+class SaveLast(Callback):
+    "Keep all that is needed to go on in models/last.pth, from before the first epoch on, and the weights of every tenth epoch."
+    order = SaveModelCallback.order + 10
+
+    def before_fit(self):
+        if not self.run_log.history: self.save(0)
+
+    def after_epoch(self):
+        self.save(self.epoch + 1)
+        if (self.epoch + 1) % 10 == 0: save_weights(self.learn, f"epoch_{self.epoch + 1:03}")
+
+    def save(self, epoch):
+        best = self.save_best.best if hasattr(self.learn, "save_best") else None
+        state = {"epoch": epoch, "model": self.model.state_dict(), "opt": self.opt.state_dict(), "best": best, "history": self.run_log.history}
+        if hasattr(self.learn, "scaler"): state["scaler"] = self.learn.scaler.state_dict()
+        save(self.learn.path / self.learn.model_dir / "last.pth", state)
+
+
+def save(path, state):
+    "torch.save to a file that is whole or not there."
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_file(path, buffer.getbuffer())
+
+
+def save_weights(learn, name): save(learn.path / learn.model_dir / f"{name}.pth", learn.model.state_dict())

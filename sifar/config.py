@@ -1,0 +1,132 @@
+"""Every setting of a training run, once: the command line, the run folder and the notebook all use this one."""
+import difflib
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from .errors import UserError
+
+ARCHS = ("resnet8", "resnet10", "resnet18", "resnet34")
+DATASETS = ("cifar100", "cifar10", "digits")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an image classifier with fastai; the whole run goes into one folder."""
+    preset: Literal["standard", "smoke"] = "standard"
+    "recipe that the other flags override"
+    dataset: str = "cifar100"
+    "cifar100, cifar10, digits, or path of an image folder"
+    data: str = field(default_factory=lambda: os.environ.get("SIFAR_DATA", "data"))
+    "folder of the data sets (or set SIFAR_DATA)"
+    valid_pct: float = 0.1
+    "share of the training images held out to choose on"
+    sz: int = 32
+    "side of the images of a folder, pixels"
+    arch: str = "resnet18"
+    "resnet8, resnet10, resnet18, resnet34 or timm:NAME"
+    epochs: int = 100
+    "passes over the training images"
+    bs: int = 128
+    "batch size, images"
+    lr: float = 0.1
+    "peak learning rate, SGD with Nesterov momentum"
+    wd: float = 5e-4
+    "weight decay"
+    warmup: float = 0.05
+    "share of the epochs with rising lr"
+    seed: int = 42
+    "seed of split, weights, order and augmentation"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    "arithmetic of the forward pass"
+    device: str = "auto"
+    "auto, cpu, cuda, cuda:N or mps"
+    workers: int = 0
+    "processes that load data beside this one"
+    runs: str = "runs"
+    "folder of the run folders"
+    name: str | None = None
+    "name of the run folder, else TIME-ARCH"
+    resume: str | None = None
+    "run folder to go on with"
+    dry_run: bool = False
+    "one batch through everything, nothing kept"
+
+    def __post_init__(self):
+        for name, ok, rule in (
+                ("valid_pct", 0 <= self.valid_pct <= 0.5, "between 0 and 0.5"),
+                ("sz", 8 <= self.sz <= 512, "between 8 and 512 pixels"),
+                ("epochs", self.epochs >= 1, "at least 1"),
+                ("bs", self.bs >= 2, "at least 2 images"),
+                ("lr", 0 < self.lr < float("inf"), "above 0"),
+                ("wd", 0 <= self.wd < float("inf"), "0 or more"),
+                ("warmup", 0 <= self.warmup < 1, "a share of the epochs, from 0 to below 1 (0.05 of 100 epochs = 5)"),
+                ("seed", 0 <= self.seed < 2**32, "between 0 and 4294967295"),
+                ("workers", 0 <= self.workers <= 64, "between 0 and 64"),
+                ("name", self.name is None or Path(self.name).name == self.name, "a plain folder name, without slashes")):
+            if not ok: raise UserError(f"{flag(name)} {getattr(self, name)} is out of range: it must be {rule}.")
+        if not self.arch.startswith("timm:"): nearest("architecture", self.arch, ARCHS, "or timm:NAME")
+        if self.dataset not in DATASETS and not Path(self.dataset).is_dir():
+            nearest("data set", self.dataset, DATASETS, "or the path of a folder of images")
+        if self.sz != 32 and self.dataset in DATASETS:
+            raise UserError(f"--sz {self.sz} is for folders of images: {self.dataset} has 32 pixels.")
+
+
+PRESETS = {
+    "standard": TrainConfig,
+    "smoke": lambda: TrainConfig(preset="smoke", dataset="digits", arch="resnet8", epochs=12, bs=32, warmup=0.2),
+}
+FREE_ON_RESUME = ("preset", "data", "device", "workers", "runs", "resume", "dry_run")      # no effect on the weights
+
+
+def flag(name): return f"--{name.replace('_', '-')}"
+
+
+def nearest(what, name, known, also=""):
+    "Raise a UserError that proposes the nearest of the `known` names, unless `name` is one of them."
+    if name in known: return
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+    raise UserError(f"Unknown {what} {name!r}: {hint}{' (' if also else ''}{also}{')' if also else ''}")
+
+
+def read_settings(run):
+    "The TrainConfig that `run`, a run folder, was started with."
+    path = Path(run) / "config.json"
+    if not path.is_file(): raise UserError(f"{run} is no run folder: it has no config.json. --resume takes a folder such as runs/cifar100/<time>-resnet18.")
+    try:
+        settings = json.loads(path.read_text())["settings"]
+        known = {o.name for o in fields(TrainConfig)}
+        return TrainConfig(**{k: v for k, v in settings.items() if k in known})
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path} is damaged ({e}): the run cannot be resumed.") from e
+
+
+def check_resumable(old, new):
+    "Refuse to resume with settings that would change the result; more epochs are allowed."
+    changed = [k for k, v in asdict(new).items() if k not in FREE_ON_RESUME and v != asdict(old)[k]]
+    if changed == ["epochs"] and new.epochs > old.epochs: return
+    if changed:
+        listed = ", ".join(f"{flag(k)} {getattr(new, k)} (was {getattr(old, k)})" for k in changed)
+        raise UserError(f"Cannot resume {new.resume} with other settings: {listed}. Leave them out, or start a new run.")
+
+
+def parse_args(args=None):
+    "The TrainConfig of a command line: preset or resumed run first, then the flags. Errors: UserError, SystemExit."
+    import argparse
+
+    import tyro
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--preset", choices=PRESETS, default="standard")
+    first.add_argument("--resume")
+    try: known, _ = first.parse_known_args(args)
+    except argparse.ArgumentError: known = first.parse_args([])       # tyro will say what is wrong
+    old = read_settings(known.resume) if known.resume else PRESETS[known.preset]()
+    cfg = tyro.cli(TrainConfig, args=args, default=old, prog="train.py", config=(tyro.conf.FlagCreatePairsOff,))
+    if cfg.resume: check_resumable(old, cfg)
+    return cfg
+
+
+__all__ = ["TrainConfig", "parse_args", "replace"]

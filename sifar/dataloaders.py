@@ -1,0 +1,100 @@
+"""A data set as fastai DataLoaders: the DataBlock, and the fast path that makes whole batches from an array."""
+import random
+from dataclasses import replace
+from multiprocessing.context import get_spawning_popen
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitter, Normalize, PILImage, TensorCategory, TensorImage,
+                               TfmdDL, Transform)
+from fastcore.all import chunked, first
+from PIL import Image
+
+from .augment import seed_tfms, standard_tfms
+from .datasets import SPLITS, fit_image, load_data
+
+
+class ReadImage(Transform):
+    "An item as a picture of `sz` pixels: a row of `data`, or (for `predict` and `test_dl`) a path, array or Pillow image."
+    input_types = int, np.integer, str, Path, np.ndarray, Image.Image
+
+    def __init__(self, data, sz):
+        super().__init__()
+        self.data, self.sz = data, sz
+
+    def encodes(self, o):
+        if isinstance(o, (int, np.integer)): o = self.data.images[o]
+        if isinstance(o, (str, Path)): o = Image.open(o)
+        return PILImage(fit_image(Image.fromarray(o) if isinstance(o, np.ndarray) else o, self.sz))
+
+
+class ReadLabel(Transform):
+    "The class name of a row of `data`."
+
+    def __init__(self, data):
+        super().__init__()
+        self.data = data
+
+    def encodes(self, o): return self.data.vocab[self.data.labels[o]]
+
+
+class Augment(Transform):
+    "Albumentations transforms on training images; an exported learner does not take them along."
+    split_idx = 0
+
+    def __init__(self, tfms):
+        super().__init__()
+        self.tfms = tfms
+
+    def encodes(self, o: PILImage): return PILImage.create(self.tfms(image=np.array(o))["image"])
+
+    def __getstate__(self): return {**self.__dict__, "tfms": self.tfms if get_spawning_popen() else None}
+
+
+class ArrayDL(TfmdDL):
+    """A TfmdDL that reads, augments and collates the rows of an array a whole batch at a time.
+
+    The random numbers of a batch follow from the epoch's seed and its first row: they do not depend on the number of workers."""
+
+    def before_iter(self):
+        super().before_iter()
+        self.epoch_seed = self.rng.getrandbits(31)
+
+    def create_batches(self, samps):
+        if not isinstance(first(self.dataset.items), (int, np.integer)): yield from super().create_batches(samps)
+        else: yield from (self.read([self.dataset.items[o] for o in b]) for b in chunked(samps, self.bs, self.drop_last))
+
+    def read(self, rows):
+        "The batch of `rows`: x (n,3,sz,sz) uint8 in channels-last memory, and y (n,) where the data set has labels."
+        data = self.dataset.tls[0].tfms[0].data
+        x = data.images[rows]
+        if self.dataset.split_idx == 0: self.augment(x, rows[0])
+        x = TensorImage(torch.from_numpy(x).permute(0, 3, 1, 2))
+        return (x, TensorCategory(torch.from_numpy(data.labels[rows]))) if len(self.dataset.tls) > 1 else (x,)
+
+    def augment(self, x, row):
+        "Augment the images x (n,sz,sz,3) in place."
+        tfms = first(o for o in self.after_item.fs if isinstance(o, Augment)).tfms
+        seed_tfms(tfms, self.epoch_seed << 32 | int(row))
+        for i, o in enumerate(x): x[i] = tfms(image=o)["image"]
+
+
+def get_dls(cfg):
+    "DataLoaders with `train`, `valid` and, as `dls[2]`, the test set; `dls.data` is the ImageData behind them."
+    data = load_data(cfg)
+    if cfg.dry_run: data = replace(data, **{o: getattr(data, o)[:cfg.bs] for o in SPLITS})
+    mean, std = data.stats()
+    fill = [round(255 * o) for o in mean]           # holes and borders in the mean colour, which is zero once normalised
+    rows = [*data.train.tolist(), *data.valid.tolist()]
+    block = DataBlock(
+        blocks=(ImageBlock, CategoryBlock(vocab=data.vocab, sort=False)),
+        get_x=ReadImage(data, cfg.sz), get_y=ReadLabel(data),
+        splitter=IndexSplitter(range(len(data.train), len(rows))),
+        item_tfms=Augment(standard_tfms(cfg.sz, data.mirrored, fill)),
+        batch_tfms=Normalize.from_stats(mean, std, cuda=False),
+        dl_type=ArrayDL)
+    dls = block.dataloaders(rows, bs=min(cfg.bs, len(data.train)), num_workers=cfg.workers, device="cpu")
+    dls.loaders.append(dls.test_dl(data.test.tolist(), with_labels=True))
+    dls.train.rng, dls.data = random.Random(cfg.seed), data
+    return dls

@@ -1,0 +1,269 @@
+"""Which data sets there are: read and checked, as one array of images with labels, class names and splits."""
+import hashlib
+import io
+import logging
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.context import get_spawning_popen
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .config import TrainConfig
+from .download import CIFAR10, CIFAR100, fetch
+from .errors import UserError
+from .files import write_file
+
+log = logging.getLogger("sifar")
+SPLITS = "train", "valid", "test"
+
+
+@dataclass(frozen=True)
+class ImageData:
+    "A data set in memory; `train`, `valid` and `test` are row numbers into `images` and `labels`."
+    images: np.ndarray                      # (n, sz, sz, 3) uint8
+    labels: np.ndarray                      # (n,) int64, indices into vocab
+    vocab: list                             # class names
+    train: np.ndarray
+    valid: np.ndarray                       # what choices are made on; may be empty
+    test: np.ndarray                        # evaluated once, at the end; may be empty
+    superclasses: list | None = None        # for each class the name of its superclass
+    mirrored: bool = True                   # whether a mirrored image is one of the same class
+
+    def __getstate__(self):
+        "Without the rows, for an exported learner; with them, for a worker process."
+        state = dict(self.__dict__)
+        if get_spawning_popen() is None: state.update(dict.fromkeys(("images", "labels", *SPLITS)))
+        return state
+
+    def stats(self):
+        "Mean and standard deviation a channel of the training images, for pixels in 0 to 1: two lists of 3."
+        counts = sum(np.stack([np.bincount(o[..., c].ravel(), minlength=256) for c in range(3)])
+                     for o in np.array_split(self.images[self.train], 16))
+        p, x = counts / counts[0].sum(), np.arange(256) / 255
+        mean = p @ x
+        return mean.tolist(), np.sqrt(np.maximum(p @ x**2 - mean**2, 1e-12)).tolist()
+
+
+def load_data(cfg: TrainConfig):
+    "The data set that `cfg` names, as ImageData. Errors: UserError for whatever is missing, damaged or out of range."
+    if cfg.dataset == "digits": data = read_digits()
+    elif cfg.dataset in CIFARS: data = read_cifar(CIFARS[cfg.dataset], cfg.data)
+    else: data = read_folder(Path(cfg.dataset), cfg.sz, Path(cfg.data) / "cache")
+    images, labels, split, vocab, extra = data
+    train, valid, test = (np.flatnonzero(split == o) for o in SPLITS)
+    if not len(valid): train, valid = stratified_split(train, labels, cfg.valid_pct, cfg.seed)
+    return ImageData(images, labels, vocab, train, valid, test, **extra)
+
+
+def stratified_split(rows, labels, pct, seed):
+    "`rows` in two: all but about `pct` of each class, and that share (at least one image of each class of two or more)."
+    if not pct: return rows, rows[:0]
+    rng, held = np.random.default_rng(seed), []
+    for c in np.unique(labels[rows]):
+        of_class = rng.permutation(rows[labels[rows] == c])
+        held.append(of_class[:min(max(1, round(pct * len(of_class))), len(of_class) - 1)])
+    held = np.sort(np.concatenate(held))
+    return np.setdiff1d(rows, held), held
+
+
+# ---- CIFAR ----
+
+@dataclass(frozen=True)
+class Cifar:
+    "How the files of a CIFAR archive are laid out."
+    archive: object         # download.Archive
+    train: tuple            # batch files
+    test: tuple
+    names: str              # file of the class names
+    label: bytes            # key of the labels in a batch file
+    classes: int
+    n_train: int = 50_000
+    n_test: int = 10_000
+
+
+CIFARS = {
+    "cifar100": Cifar(CIFAR100, ("train",), ("test",), "meta", b"fine_labels", 100),
+    "cifar10": Cifar(CIFAR10, CIFAR10.files[:5], ("test_batch",), "batches.meta", b"labels", 10),
+}
+
+
+class ArraysOnly(pickle.Unpickler):
+    "Reads the batch files, pickles by Python 2: plain objects and NumPy arrays, no other global."
+    allowed = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
+
+    def find_class(self, module, name):
+        if (module, name) not in self.allowed: raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file does")
+        return np._core.multiarray._reconstruct if name == "_reconstruct" else getattr(np, name)
+
+
+def read_pickle(path):
+    "The dictionary in a batch file; byte strings stay bytes. Errors: UserError."
+    try:
+        with open(path, "rb") as f: d = ArraysOnly(f, encoding="bytes").load()
+    except FileNotFoundError as e: raise UserError(f"{path} is missing: delete {Path(path).parent} and run again.") from e
+    except PermissionError: raise
+    except Exception as e: raise UserError(f"{path} cannot be read ({e}): delete {Path(path).parent} and run again.") from e
+    if not isinstance(d, dict): raise UserError(f"{path} is no CIFAR batch: it holds a {type(d).__name__}, not a dictionary.")
+    return d
+
+
+def read_batches(cifar, folder, names, n, key):
+    "The images (n,32,32,3) and the lists of labels under `key`, and of superclasses, of the batch files `names`, checked."
+    images, labels, coarse = [], [], []
+    for name in names:
+        d, path = read_pickle(folder / name), folder / name
+        x, y, m = d.get(b"data"), d.get(key), n // len(names)
+        if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.shape != (m, 3072):
+            raise UserError(f"{path}: its images should be uint8 of shape ({m}, 3072), but are {getattr(x, 'dtype', type(x).__name__)} {getattr(x, 'shape', '')}.")
+        check_labels(path, y, m, cifar.classes)
+        if cifar.classes == 100: check_labels(path, d.get(b"coarse_labels"), m, 20)
+        images.append(x)
+        labels += y
+        coarse += d.get(b"coarse_labels", [])
+    counts = np.bincount(labels, minlength=cifar.classes)
+    if (counts != n // cifar.classes).any():
+        c = int(np.argmax(counts != n // cifar.classes))
+        raise UserError(f"{folder / names[0]}: class {c} has {counts[c]} images, but should have {n // cifar.classes}.")
+    return np.concatenate(images).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels, coarse
+
+
+def check_labels(path, y, n, classes):
+    if not isinstance(y, list) or len(y) != n: raise UserError(f"{path}: it should hold a list of {n} labels, but holds {len(y) if isinstance(y, list) else type(y).__name__}.")
+    bad = next((o for o in y if type(o) is not int or not 0 <= o < classes), None)
+    if bad is not None: raise UserError(f"{path}: label {bad!r} is out of range (0 to {classes - 1}).")
+
+
+def class_names(path, key, n):
+    "The `n` names under `key` in the file of the class names."
+    names = read_pickle(path).get(key)
+    if not isinstance(names, list) or len(names) != n or not all(isinstance(o, bytes) for o in names):
+        raise UserError(f"{path}: it should hold {n} class names under {key.decode()!r}.")
+    return [o.decode(errors="replace") for o in names]
+
+
+def read_cifar(cifar, data):
+    "Images, labels, split and class names of CIFAR-10 or CIFAR-100, and for the latter its superclasses."
+    folder = fetch(cifar.archive, data)
+    x, y, coarse = read_batches(cifar, folder, cifar.train, cifar.n_train, cifar.label)
+    x_test, y_test, _ = read_batches(cifar, folder, cifar.test, cifar.n_test, cifar.label)
+    key = b"fine_label_names" if cifar.classes == 100 else b"label_names"
+    vocab, extra = class_names(folder / cifar.names, key, cifar.classes), {}
+    if cifar.classes == 100:
+        of_class = dict(sorted(set(zip(y, coarse))))
+        if len(set(zip(y, coarse))) != 100: raise UserError(f"{folder / 'train'}: a class has more than one superclass in coarse_labels.")
+        names = class_names(folder / cifar.names, b"coarse_label_names", 20)
+        extra["superclasses"] = [names[of_class[c]] for c in range(100)]
+    images = np.ascontiguousarray(np.concatenate([x, x_test]))         # the files hold channels first, one pixel after another is quicker
+    return images, np.array(y + y_test), np.repeat(("train", "test"), (len(y), len(y_test))), vocab, extra
+
+
+# ---- digits ----
+
+def read_digits():
+    "scikit-learn's 1,797 handwritten digits, 8x8 grey, as 32x32 RGB; a fixed stratified fifth of them is the test set."
+    from sklearn.datasets import load_digits
+    x, y = load_digits(return_X_y=True)
+    grey = [Image.fromarray((o.reshape(8, 8) * 255 / 16).astype(np.uint8)) for o in x]
+    images = np.stack([np.asarray(o.resize((32, 32), Image.Resampling.BILINEAR).convert("RGB")) for o in grey])
+    test = stratified_split(np.arange(len(y)), y, 0.2, 0)[1]
+    return images, y, np.where(np.isin(np.arange(len(y)), test), "test", "train"), [str(o) for o in range(10)], {"mirrored": False}
+
+
+# ---- a folder of images ----
+
+def fit_image(img, sz):
+    "Any Pillow image as `sz` x `sz` RGB: upright by EXIF, 16 bits scaled, alpha on white, resized, centre crop."
+    img = ImageOps.exif_transpose(img)
+    if img.mode.startswith(("I", "F")): img = to_grey(img)
+    if img.has_transparency_data:
+        img = img.convert("RGBA")
+        img = Image.alpha_composite(Image.new("RGBA", img.size, "white"), img)
+    img = img.convert("RGB")
+    return img if img.size == (sz, sz) else ImageOps.fit(img, (sz, sz), Image.Resampling.BICUBIC)
+
+
+def to_grey(img):
+    "A 16-bit, 32-bit or floating-point image as 8-bit grey: 65,535 (or 1.0 where nothing is above it) becomes 255."
+    x, top = np.asarray(img, dtype=np.float32), 255
+    if img.mode == "F": top = 1 if x.max(initial=0) <= 1 else 255
+    elif img.mode.startswith("I;16") or x.max(initial=0) > 255: top = 65_535
+    return Image.fromarray((x * (255 / top)).clip(0, 255).astype(np.uint8))
+
+
+def read_folder(path, sz, cache):
+    """Images, labels, split and class names of a folder with train/<class>/* and valid/ or test/, or class folders alone.
+
+    Errors: UserError for one class, an empty class, a class that training lacks, more than 10 % unreadable files."""
+    listed = list_folder(path)
+    images, bad = read_images(path, [f for *_, f in listed], sz, cache)
+    for i, why in list(bad.items())[:20]: log.warning("Skipped %s: %s", listed[i][2], why)
+    if len(bad) > 20: log.warning("Skipped %d more unreadable files", len(bad) - 20)
+    if len(bad) > 0.1 * len(listed):
+        raise UserError(f"{path}: {len(bad)} of {len(listed)} files cannot be read as images, more than 10 %: mend or remove them.")
+    good = [o for i, o in enumerate(listed) if i not in bad]
+    vocab = sorted({c for split, c, _ in listed if split in ("", "train")})
+    for c in vocab:
+        if not any(o[1] == c and o[0] in ("", "train") for o in good): raise UserError(f"{path}: class {c!r} has no readable training image.")
+    index = {c: i for i, c in enumerate(vocab)}
+    labels, split = np.array([index[c] for _, c, _ in good]), np.array([o for o, *_ in good])
+    if split[0] == "":                              # class folders alone: a fixed stratified tenth is the test set
+        test = stratified_split(np.arange(len(good)), labels, 0.1, 0)[1]
+        split = np.where(np.isin(np.arange(len(good)), test), "test", "train")
+    return images, labels, split, vocab, {}
+
+
+def list_folder(path):
+    "The files below `path`: a list of (split or '', class, file). Errors: UserError for wrong classes."
+    names = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
+    roots = {names[o.name]: o for o in folders(path) if o.name in names}
+    if "train" not in roots: roots = {"": path}
+    listed = []
+    for split, root in roots.items():
+        for c in folders(root):
+            files = sorted(o for o in c.rglob("*") if o.is_file() and not o.name.startswith("."))
+            if not files: raise UserError(f"{c} is an empty class: put images into it, or remove it.")
+            listed += [(split, c.name, f) for f in files]
+    vocab = {c for split, c, _ in listed if split in ("", "train")}
+    if len(vocab) < 2:
+        raise UserError(f"{path} has {len(vocab)} classes, but training needs two or more: put images into train/<class>/, or into <class>/.")
+    for split, c, f in listed:
+        if c not in vocab: raise UserError(f"{f.parent}: class {c!r} of {split}/ is missing in train/.")
+    return listed
+
+
+def folders(path): return sorted(o for o in path.iterdir() if o.is_dir() and not o.name.startswith("."))
+
+
+def read_images(path, files, sz, cache):
+    """The readable ones of `files` at `sz` pixels (n,sz,sz,3) uint8, and of the others {position: reason}.
+
+    Kept in a file below `cache` that is used as long as the list of files, their sizes and times stay the same."""
+    key = hashlib.sha256(repr([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode()).hexdigest()
+    kept = cache / f"{path.resolve().name}-{sz}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}.npz"
+    try:
+        with np.load(kept) as z:
+            if str(z["key"]) == key: return z["images"], dict(zip(z["bad"].tolist(), z["why"].tolist()))
+    except Exception: pass                          # not there, or damaged: made anew
+    read = decode_all(files, sz)
+    bad = {i: o for i, o in enumerate(read) if isinstance(o, str)}
+    images = np.stack([o for o in read if not isinstance(o, str)] or [np.zeros((sz, sz, 3), np.uint8)])
+    buffer = io.BytesIO()
+    np.savez(buffer, images=images, bad=np.array(list(bad), int), why=np.array(list(bad.values()), str), key=key)
+    try: write_file(kept, buffer.getbuffer())
+    except OSError as e: log.warning("The images are not cached in %s: %s", kept, e.strerror)
+    return images, bad
+
+
+def decode_all(files, sz):
+    "Each of `files` as an array (sz,sz,3) uint8, or as the reason why it cannot be read; in parallel, with a progress bar."
+    from rich.progress import track
+
+    def decode(f):
+        try:
+            with Image.open(f) as img: return np.asarray(fit_image(img, sz))
+        except Exception as e: return " ".join(str(e).split()) or type(e).__name__
+    with ThreadPoolExecutor() as pool:
+        return list(track(pool.map(decode, files), "Reading images", len(files), transient=True))

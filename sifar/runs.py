@@ -1,0 +1,70 @@
+"""The folder of a run: made, described, and removed again where nothing was trained."""
+import json
+import logging
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from .errors import UserError, explain
+from .files import write_file
+from .terminal import log, log_to_file
+
+PACKAGES = "torch", "torchvision", "fastai", "albumentations", "timm", "numpy"
+
+
+@contextmanager
+def open_run(cfg):
+    "The run folder that `cfg` asks for, with a training_log.txt that takes the log while it is open."
+    run = Path(cfg.resume) if cfg.resume else new_folder(cfg)
+    handler = log_to_file(run / "training_log.txt")
+    try:
+        log.info("%s in %s", "Going on" if cfg.resume else "Training", run)
+        yield run
+    except Exception as e:
+        if text := explain(e): handler.emit(logging.LogRecord("sifar", logging.ERROR, "", 0, text, None, None))
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+        if not (run / "models" / "last.pth").exists(): shutil.rmtree(run, ignore_errors=True)
+
+
+def new_folder(cfg):
+    "Make RUNS/DATASET/NAME, by default RUNS/DATASET/TIME-ARCH. Errors: UserError where a run of that name is there."
+    dataset = Path(cfg.runs) / Path(cfg.dataset).resolve().name
+    run = dataset / (cfg.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{cfg.arch.replace(':', '-')}")
+    try: run.mkdir(parents=True)
+    except FileExistsError as e:
+        raise UserError(f"{run} is there already: choose another --name, or go on with it by --resume {run}.") from e
+    return run
+
+
+def describe_run(run, cfg, learn):
+    "Write config.json: all settings, the command, versions, git commit and machine; and say what is trained on what."
+    data, device = learn.dls.data, learn.dls.device
+    precision = str(learn.precision.dtype).removeprefix("torch.") if hasattr(learn, "precision") else "float32"
+    parameters = sum(o.numel() for o in learn.model.parameters())
+    about = {
+        "settings": asdict(replace(cfg, resume=None, dry_run=False)),
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": {"python": platform.python_version(), **{o: version(o) for o in PACKAGES}},
+        "git_commit": git_commit(),
+        "device": str(device), "precision": precision, "machine": platform.machine(),
+    }
+    write_file(run / "config.json", json.dumps(about, indent=2) + "\n")
+    log.info("%s: %s train, %s valid, %s test images of %d classes", cfg.dataset,
+             *(f"{len(o):,}" for o in (data.train, data.valid, data.test)), len(data.vocab))
+    log.info("%s: %s parameters; %s, %s; batches of %d", cfg.arch, f"{parameters:,}", device, precision, learn.dls.train.bs)
+
+
+def git_commit():
+    "The commit of this checkout, None outside of one."
+    try: return subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError): return None

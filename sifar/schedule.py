@@ -1,0 +1,25 @@
+"""The learning-rate schedule: linear warm-up, then cosine to zero, set for each batch."""
+from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds
+from fastai.learner import Learner
+from fastcore.all import L, patch
+
+from .callbacks import StartAt
+
+
+def warmup_cosine(lr, warmup):
+    "lr as a function of the position 0..1 in training: linear from 0 to `lr` over the share `warmup`, cosine to 0 after it."
+    if not warmup: return SchedCos(lr, 0)
+    return combine_scheds([warmup, 1 - warmup], [SchedLin(0, lr), SchedCos(lr, 0)])
+
+
+@patch
+def fit_warmup_cosine(self: Learner,
+    n_epoch,                # epochs in all
+    lr=None,                # peak learning rate, default the learner's
+    warmup=5,               # epochs of linear warm-up, may be a fraction
+    start_epoch=0,          # epochs done already, by a run that is resumed
+    cbs=None,               # further callbacks for this fit
+):
+    "Fit for `n_epoch` epochs with a learning rate that rises for `warmup` of them, then falls to zero as a cosine."
+    sched = warmup_cosine(self.lr if lr is None else lr, warmup / n_epoch)
+    self.fit(n_epoch - start_epoch, lr, cbs=[ParamScheduler({"lr": sched}), StartAt(start_epoch, n_epoch), *L(cbs)])
