@@ -6,7 +6,7 @@ import numpy as np
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")       # its import asks the network for a newer version otherwise
 
-import albumentations as A  # noqa: E402
+import albumentations as A
 
 
 class Cutout(A.ImageOnlyTransform):

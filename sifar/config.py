@@ -2,7 +2,7 @@
 import difflib
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -76,7 +76,7 @@ class TrainConfig:
 
 PRESETS = {
     "standard": TrainConfig,
-    "smoke": lambda: TrainConfig(preset="smoke", dataset="digits", arch="resnet8", epochs=12, bs=32, warmup=0.2),
+    "smoke": lambda: TrainConfig(preset="smoke", dataset="digits", arch="resnet8", epochs=30, bs=32, warmup=0.2),
 }
 FREE_ON_RESUME = ("preset", "data", "device", "workers", "runs", "resume", "dry_run")      # no effect on the weights
 
@@ -110,7 +110,7 @@ def check_resumable(old, new):
     if changed == ["epochs"] and new.epochs > old.epochs: return
     if changed:
         listed = ", ".join(f"{flag(k)} {getattr(new, k)} (was {getattr(old, k)})" for k in changed)
-        raise UserError(f"Cannot resume {new.resume} with other settings: {listed}. Leave them out, or start a new run.")
+        raise UserError(f"Cannot resume {new.resume} with other settings: {listed}. Only more --epochs go; leave the others out or start a new run.")
 
 
 def parse_args(args=None):
@@ -127,6 +127,3 @@ def parse_args(args=None):
     cfg = tyro.cli(TrainConfig, args=args, default=old, prog="train.py", config=(tyro.conf.FlagCreatePairsOff,))
     if cfg.resume: check_resumable(old, cfg)
     return cfg
-
-
-__all__ = ["TrainConfig", "parse_args", "replace"]

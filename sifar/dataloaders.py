@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitter, Normalize, PILImage, TensorCategory, TensorImage,
-                               TfmdDL, Transform)
+from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, IndexSplitter, Normalize, PILImage, TensorCategory, TensorImage, TfmdDL, Transform
 from fastcore.all import chunked, first
 from PIL import Image
 

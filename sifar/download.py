@@ -3,6 +3,7 @@ import hashlib
 import http.client
 import os
 import shutil
+import ssl
 import tarfile
 import tempfile
 import time
@@ -45,7 +46,8 @@ CIFAR10 = Archive(
 
 def fetch(archive, data):
     "The folder of `archive` below the folder `data`: as the user extracted it, else unpacked, else downloaded first."
-    folder, path = Path(data) / archive.folder, Path(data) / archive.name
+    data = Path(data).parent if Path(data).name == archive.folder else Path(data)
+    folder, path = data / archive.folder, data / archive.name
     if folder.is_dir(): return folder
     if path.is_file():
         if md5(path) != archive.md5:
@@ -64,16 +66,20 @@ def download(archive, path):
     part = path.with_name(f"{path.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     failures = []
-    for i, url in enumerate(archive.urls):
-        try:
-            transfer(url, part, archive.size, may_be_slow=i == len(archive.urls) - 1)
-            if md5(part) == archive.md5: return os.replace(part, path)
-            part.unlink()
-            failures.append(f"{url}: not the official file (its MD5 differs)")
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, EOFError) as e:
-            failures.append(f"{url}: {getattr(e, 'reason', None) or e or type(e).__name__}")
+    for url in archive.urls:
+        resumed = True
+        while resumed:                  # a wrong MD5 may come from what another mirror sent: once more, from the start
+            resumed = part.exists()
+            try:
+                transfer(url, part, archive.size, may_be_slow=url == archive.urls[-1])
+                if md5(part) == archive.md5: return os.replace(part, path)
+                part.unlink()
+                failures.append(f"{url}: not the official file (its MD5 differs)")
+            except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError, EOFError) as e:
+                failures.append(f"{url}: {str(e) or type(e).__name__}")
+                break
     raise UserError(f"Could not download {archive.name} ({'; '.join(failures)}). Run again to go on where it broke off, "
-                    f"or put the archive into {path.parent} yourself.")
+                    f"or put the archive into {path.parent}/ yourself.")
 
 
 def transfer(url, part, size, may_be_slow=True):
@@ -82,19 +88,21 @@ def transfer(url, part, size, may_be_slow=True):
     size: of the whole file, bytes; more is refused. Errors: URLError, HTTPException, TimeoutError, EOFError (broken off)."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     done = part.stat().st_size if part.exists() else 0
-    if done >= size: part.unlink(); done = 0
+    if done == size: return
     request = urllib.request.Request(url, headers={"User-Agent": "sifar", **({"Range": f"bytes={done}-"} if done else {})})
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     with urllib.request.urlopen(request, timeout=STALLED) as source, Progress(*columns) as bar:
         if source.status != 206: done = 0                               # the server sends the file from its start
-        elif not source.headers.get("Content-Range", "").startswith(f"bytes {done}-"): raise EOFError("sent another part than was asked for")
+        elif not source.headers.get("Content-Range", "").startswith(f"bytes {done}-"): raise EOFError("sends another part than was asked for")
+        length = source.headers.get("Content-Length")
+        if length and done + int(length) != size: raise EOFError(f"offers {done + int(length)} bytes, the official file has {size}")
         task = bar.add_task(part.name.removesuffix(".part"), completed=done, total=size)
         start, got = time.monotonic(), 0
         with open(part, "r+b" if done else "wb") as f:
             f.seek(done)
             while chunk := source.read1(1 << 20):
                 got += len(chunk)
-                if done + got > size: raise EOFError("sent more than the file has")
+                if done + got > size: raise EOFError(f"sends more than the {size} bytes of the official file")
                 f.write(chunk)
                 bar.update(task, completed=done + got)
                 seconds = time.monotonic() - start

@@ -17,19 +17,24 @@ def explain(e):
     if isinstance(e, UserError): return e.text
     if isinstance(e, OSError):
         where = f" ({e.filename})" if e.filename else ""
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"The disk is full{where}: make room, then go on with --resume; the files written before are whole."
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return f"{e.strerror}{where}: make room, then go on with --resume; the files written before are whole."
         return f"{e.strerror or e}{where}: check that the file is there and may be read and written."
-    if isinstance(e, MemoryError) or any(o in str(e).lower() for o in ("out of memory", "can't allocate memory", "not enough memory")):
-        return "Out of memory: try a smaller batch, such as half of --bs."
     return None
+
+
+def out_of_memory(e):
+    "Whether an exception says that the memory of the machine or of the GPU is used up."
+    return isinstance(e, MemoryError) or any(o in str(e).lower() for o in ("out of memory", "can't allocate memory", "not enough memory"))
 
 
 @contextmanager
 def one_line_errors():
     "Whatever a user can cause ends in one line on stderr and exit code 2, without a traceback."
     try: yield
-    except KeyboardInterrupt: sys.exit(130)
+    except KeyboardInterrupt:
+        print("sifar: interrupted", file=sys.stderr)
+        sys.exit(130)
     except Exception as e:
         text = explain(e)
         if text is None: raise

@@ -12,7 +12,8 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from .errors import UserError, explain
+from .config import read_settings
+from .errors import UserError, explain, out_of_memory
 from .files import write_file
 from .terminal import log, log_to_file
 
@@ -26,10 +27,13 @@ def open_run(cfg):
     handler = log_to_file(run / "training_log.txt")
     try:
         log.info("%s in %s", "Going on" if cfg.resume else "Training", run)
+        if cfg.resume and cfg.epochs > (old := read_settings(run).epochs):
+            log.info("%d epochs instead of %d: from here on the learning rate follows the longer schedule", cfg.epochs, old)
         yield run
     except Exception as e:
+        if out_of_memory(e): e = UserError(f"Out of memory with --bs {cfg.bs}: try --bs {max(cfg.bs // 2, 2)}.")
         if text := explain(e): handler.emit(logging.LogRecord("sifar", logging.ERROR, "", 0, text, None, None))
-        raise
+        raise e
     finally:
         log.removeHandler(handler)
         handler.close()

@@ -9,6 +9,7 @@ from .callbacks import StartAt
 def warmup_cosine(lr, warmup):
     "lr as a function of the position 0..1 in training: linear from 0 to `lr` over the share `warmup`, cosine to 0 after it."
     if not warmup: return SchedCos(lr, 0)
+    if warmup >= 1: raise ValueError(f"the warm-up takes {warmup:.3g} of the epochs: pass fit_warmup_cosine a smaller warmup, or more epochs")
     return combine_scheds([warmup, 1 - warmup], [SchedLin(0, lr), SchedCos(lr, 0)])
 
 

@@ -1,0 +1,25 @@
+# Every target prints the plain commands that it runs; README.md lists them for people without make.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test
+.DEFAULT_GOAL := demo
+
+demo: .venv/installed
+	$(BIN)/python train.py --preset smoke --dataset digits
+
+test: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+.venv/bin/python:
+	$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('sifar needs Python 3.11 or newer: make PYTHON=python3.12')"
+	$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@

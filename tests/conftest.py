@@ -1,0 +1,90 @@
+"""Tiny data sets in the official formats, and short trainings that several tests look at."""
+import gzip
+import io
+import struct
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sifar import datasets
+
+SUPERCLASS = [c // 5 for c in range(100)]
+
+
+def py2_dumps(o):
+    "`o` pickled as Python 2 did it: protocol 2, byte strings, arrays by NumPy's old module names."
+    def put(o):
+        if isinstance(o, bytes): return b"T" + struct.pack("<i", len(o)) + o
+        if isinstance(o, int): return b"J" + struct.pack("<i", o)
+        if isinstance(o, list): return b"](" + b"".join(map(put, o)) + b"e"
+        if isinstance(o, dict): return b"}(" + b"".join(put(k) + put(v) for k, v in o.items()) + b"u"
+        dtype = b"cnumpy\ndtype\n(" + put(o.dtype.str[1:].encode()) + put(0) + put(1) + b"tR(" + put(3) + put(b"|") + b"NNN" + put(-1) + put(-1) + put(0) + b"tb"
+        empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + put(0) + b"t" + put(b"b") + b"tR"
+        return empty + b"(" + put(1) + b"(" + b"".join(map(put, o.shape)) + b"t" + dtype + b"\x89" + put(o.tobytes()) + b"tb"
+    return b"\x80\x02" + put(o) + b"."
+
+
+def cifar_batch(n, classes, seed=0):
+    "A dictionary as in a CIFAR batch file: `n` images, the classes in turn."
+    y = [i % classes for i in range(n)]
+    x = np.random.default_rng(seed).integers(0, 256, (n, 3072), dtype=np.uint8)
+    if classes == 10: return {b"data": x, b"labels": y, b"batch_label": b"one"}
+    return {b"data": x, b"fine_labels": y, b"coarse_labels": [SUPERCLASS[o] for o in y]}
+
+
+def cifar_files(name):
+    "The files of a tiny `name` archive, unpickled: 400 training and 200 test images (100 and 100 for cifar10)."
+    if name == "cifar10":
+        return {**{f"data_batch_{i}": cifar_batch(20, 10, i) for i in range(1, 6)}, "test_batch": cifar_batch(100, 10, 9),
+                "batches.meta": {b"label_names": [f"class{i}".encode() for i in range(10)]}}
+    return {"train": cifar_batch(400, 100), "test": cifar_batch(200, 100, 1),
+            "meta": {b"fine_label_names": [f"fine{i:02}".encode() for i in range(100)], b"coarse_label_names": [f"coarse{i:02}".encode() for i in range(20)]}}
+
+
+def write_cifar(data, name, **changes):
+    "Write a tiny `name` as its users have it extracted below the folder `data`; `changes` replace whole files by bytes."
+    folder = Path(data) / datasets.CIFARS[name].archive.folder
+    folder.mkdir(parents=True)
+    for file, d in cifar_files(name).items(): (folder / file).write_bytes(changes.get(file.replace(".", "_"), py2_dumps(d)))
+    return folder
+
+
+def cifar_tar(name):
+    "The bytes of a tiny official archive."
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for file, d in cifar_files(name).items():
+            content = py2_dumps(d)
+            member = tarfile.TarInfo(f"{datasets.CIFARS[name].archive.folder}/{file}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return gzip.compress(buffer.getvalue(), mtime=0)
+
+
+@pytest.fixture
+def tiny_cifar(monkeypatch):
+    "Let sifar expect CIFAR archives of the tiny size."
+    monkeypatch.setitem(datasets.CIFARS, "cifar100", replace(datasets.CIFARS["cifar100"], n_train=400, n_test=200))
+    monkeypatch.setitem(datasets.CIFARS, "cifar10", replace(datasets.CIFARS["cifar10"], n_train=100, n_test=100))
+
+
+def write_images(folder, n, color=(200, 30, 60), size=(40, 30), suffix="png"):
+    "Write `n` noisy pictures of one colour into `folder`."
+    rng = np.random.default_rng(len(str(folder)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        x = np.clip(np.array(color) + rng.integers(-20, 20, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(x).save(folder / f"{i:03}.{suffix}")
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    "train/, valid/ and test/ with two classes each."
+    for split, n in (("train", 24), ("valid", 6), ("test", 6)):
+        write_images(tmp_path / "pets" / split / "cat", n, (220, 60, 30))
+        write_images(tmp_path / "pets" / split / "dog", n, (30, 60, 220))
+    return tmp_path / "pets"

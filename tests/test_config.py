@@ -1,0 +1,79 @@
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+import train
+from sifar import TrainConfig, UserError
+from sifar.config import parse_args, read_settings
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_default_is_the_standard_recipe():
+    cfg = parse_args([])
+    assert (cfg.dataset, cfg.arch, cfg.epochs, cfg.bs, cfg.lr, cfg.wd, cfg.warmup * cfg.epochs) == ("cifar100", "resnet18", 100, 128, 0.1, 5e-4, 5)
+    assert cfg.valid_pct == 0.1
+
+
+def test_a_flag_overrides_its_preset():
+    cfg = parse_args(["--preset", "smoke", "--epochs", "3"])
+    assert (cfg.arch, cfg.dataset, cfg.epochs) == ("resnet8", "digits", 3)
+    assert parse_args(["--preset=smoke"]).arch == "resnet8"
+
+
+def test_data_comes_from_the_environment(monkeypatch):
+    monkeypatch.delenv("SIFAR_DATA", raising=False)
+    assert parse_args([]).data == "data"
+    monkeypatch.setenv("SIFAR_DATA", "/somewhere")
+    assert parse_args([]).data == "/somewhere"
+    assert parse_args(["--data", "here"]).data == "here"
+
+
+@pytest.mark.parametrize("args, words", [
+    (["--epochs", "0"], "--epochs 0"), (["--bs", "1"], "--bs 1"), (["--lr", "-1"], "--lr -1.0"), (["--lr", "nan"], "--lr nan"), (["--wd", "-0.1"], "--wd"),
+    (["--valid-pct", "0.9"], "--valid-pct 0.9"), (["--warmup", "5"], "--warmup 5.0"), (["--seed", "-1"], "--seed"), (["--sz", "4"], "--sz 4"),
+    (["--workers", "999"], "--workers"), (["--name", "a/b"], "--name a/b"), (["--sz", "48"], "--sz 48"), (["--dataset", "cifar-100"], "did you mean cifar100"),
+    (["--dataset", "no/such/folder"], "path of a folder"), (["--arch", "resnet-18"], "did you mean resnet18"), (["--resume", "nowhere"], "nowhere is no run folder"),
+])
+def test_a_bad_value_is_one_line_and_exit_code_2(args, words, capsys):
+    with pytest.raises(SystemExit) as e: train.main(args)
+    out = capsys.readouterr()
+    assert e.value.code == 2 and words in out.err and out.err.count("\n") == 1 and "Traceback" not in out.err
+
+
+@pytest.mark.parametrize("args", [["--epochs", "ten"], ["--nonsense", "1"], ["--preset", "huge"], ["--precision", "int4"]])
+def test_what_cannot_be_parsed_is_exit_code_2(args, capsys):
+    with pytest.raises(SystemExit) as e: train.main(args)
+    out = capsys.readouterr()
+    assert e.value.code == 2 and args[0] in out.err + out.out and "Traceback" not in out.err
+
+
+def test_settings_survive_the_run_folder(tmp_path):
+    cfg = TrainConfig(dataset="digits", epochs=7, lr=0.3)
+    (tmp_path / "config.json").write_text(json.dumps({"settings": asdict(cfg)}))
+    assert read_settings(tmp_path) == cfg
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": {"epochs": "x"}}', '{"settings": null}'])
+def test_a_damaged_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="config.json is damaged"): read_settings(tmp_path)
+
+
+def test_resuming_refuses_what_would_change_the_result(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"settings": asdict(TrainConfig(dataset="digits", epochs=7))}))
+    run = ["--resume", str(tmp_path)]
+    assert parse_args(run).epochs == 7
+    assert parse_args([*run, "--epochs", "9", "--workers", "2"]).epochs == 9
+    with pytest.raises(UserError, match=r"--lr 0.5 \(was 0.1\)"): parse_args([*run, "--lr", "0.5"])
+    with pytest.raises(UserError, match=r"--epochs 3 \(was 7\)"): parse_args([*run, "--epochs", "3"])
+
+
+def test_help_is_complete_and_imports_nothing_heavy():
+    done = subprocess.run([sys.executable, "-X", "importtime", ROOT / "train.py", "--help"], capture_output=True, text=True, check=True)
+    for name in asdict(TrainConfig()): assert f"--{name.replace('_', '-')}" in done.stdout
+    for heavy in ("torch", "fastai", "albumentations", "timm"): assert f" {heavy}\n" not in done.stderr, f"--help imports {heavy}"

@@ -1,0 +1,122 @@
+import os
+import pickle
+import random
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from conftest import write_cifar
+from fastai.vision.all import TensorCategory, TensorImage, load_learner
+from PIL import Image
+
+from sifar import TrainConfig, get_dls, get_learner
+
+matplotlib.use("agg")
+
+
+def digits(**kwargs): return TrainConfig(dataset="digits", arch="resnet8", **kwargs)
+
+
+def epoch(dls, seed=0):
+    "All batches of one training epoch, its random numbers starting at `seed`."
+    dls.train.rng = random.Random(seed)
+    return [(x.clone(), y.clone()) for x, y in dls.train]
+
+
+def equal(a, b): return len(a) == len(b) and all((x == u).all() and (y == v).all() for (x, y), (u, v) in zip(a, b))
+
+
+def test_a_training_batch():
+    dls = get_dls(digits(bs=64))
+    x, y = dls.one_batch()
+    assert type(x) is TensorImage and type(y) is TensorCategory
+    assert x.shape == (64, 3, 32, 32) and x.dtype == torch.float32 and y.shape == (64,) and x.is_contiguous(memory_format=torch.channels_last)
+    assert dls.c == 10 and dls.vocab == list("0123456789")
+    assert len(dls.train) == len(dls.data.train) // 64
+
+
+def test_an_epoch_takes_every_image_once_in_another_order():
+    dls = get_dls(digits(bs=5))
+    a, b = ([y for _, y in epoch(dls, i)] for i in (1, 2))
+    assert sorted(torch.cat(a).tolist()) == sorted(dls.data.labels[dls.data.train].tolist()) and torch.cat(a).tolist() != torch.cat(b).tolist()
+
+
+def test_validation_and_test_are_only_normalised():
+    dls = get_dls(digits())
+    mean, std = (np.array(o, np.float32).reshape(3, 1, 1) for o in dls.data.stats())
+    for dl, rows in ((dls.valid, dls.data.valid), (dls[2], dls.data.test)):
+        x = torch.cat([o[0] for o in dl])
+        assert torch.cat([o[1] for o in dl]).tolist() == dls.data.labels[rows].tolist()
+        assert np.allclose(x, (dls.data.images[rows].transpose(0, 3, 1, 2) / 255 - mean) / std, atol=1e-5)
+
+
+def test_normalised_training_images_have_mean_0_and_deviation_1():
+    dls = get_dls(digits())
+    x = torch.cat([x for x, _ in dls.train.new(dls.train_ds, shuffle=False)])
+    raw = (dls.data.images[dls.data.train] / 255 - dls.data.stats()[0]) / dls.data.stats()[1]
+    assert abs(raw.mean()) < 1e-6 and abs(raw.std() - 1) < 1e-6 and abs(x.mean()) < 0.2
+
+
+def test_augmentation_is_repeatable_and_differs_by_epoch_and_batch():
+    dls = get_dls(digits())
+    assert equal(epoch(dls, 1), epoch(dls, 1)) and not equal(epoch(dls, 1), epoch(dls, 2))
+    dls.train.rng = random.Random(1)
+    a, b = list(dls.train), list(dls.train)
+    assert not equal(a, b), "the next epoch is another one"
+    assert equal(epoch(get_dls(digits())), epoch(get_dls(digits()))) and not equal(list(get_dls(digits(seed=1)).train), list(get_dls(digits(seed=2)).train))
+
+
+def test_the_same_image_is_augmented_in_many_ways(tmp_path, tiny_cifar):
+    write_cifar(tmp_path, "cifar100")
+    dls = get_dls(TrainConfig(data=str(tmp_path), bs=50))
+    seen = set()
+    for _ in range(20):
+        dls.train.before_iter()
+        seen.add(dls.train.read([int(dls.data.train[0])])[0].numpy().tobytes())
+    assert len(seen) == 20
+    assert (dls.data.images == get_dls(TrainConfig(data=str(tmp_path))).data.images).all(), "the stored images stay as they are"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing_but_who_does_the_work(workers): assert equal(epoch(get_dls(digits(bs=64))), epoch(get_dls(digits(bs=64, workers=workers))))
+
+
+def test_a_folder_smaller_than_a_batch_trains(image_folder, tmp_path):
+    dls = get_dls(TrainConfig(dataset=str(image_folder), data=str(tmp_path), sz=24))
+    (x, y), = dls.train
+    assert x.shape == (48, 3, 24, 24) and sorted(y.tolist()) == [0] * 24 + [1] * 24
+
+
+def test_what_a_notebook_does_works(tmp_path, image_folder):
+    cfg = TrainConfig(dataset=str(image_folder), data=str(tmp_path), arch="resnet8", lr=0.02)
+    dls = get_dls(cfg)
+    learn = get_learner(dls, cfg, path=tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(8, warmup=2)
+        dls.show_batch(max_n=4)
+        learn.show_results(max_n=4)
+        picture = next((image_folder / "test" / "dog").iterdir())
+        raw, rows = np.array(Image.open(picture)), dls.data.test
+        name, index, probs = learn.predict(picture)
+        assert name == "dog" and index == 1 and probs.shape == (2,) and abs(probs.sum() - 1) < 1e-5
+        for o in (str(picture), raw, Image.open(picture), dls.data.images[rows[6]], int(rows[6])):
+            assert torch.allclose(learn.predict(o)[2], probs, atol=1e-5), type(o)
+        probs_of_test, _ = learn.get_preds(dl=dls[2])
+        named, _ = learn.get_preds(dl=dls.test_dl(sorted((image_folder / "test").rglob("*.png"))))
+        assert torch.allclose(probs_of_test, named, atol=1e-5)
+        learn.export("l.pkl")
+        loaded = load_learner(tmp_path / "l.pkl")
+        with loaded.no_bar(): assert torch.allclose(loaded.predict(picture)[2], probs, atol=1e-5)
+    assert os.path.getsize(tmp_path / "l.pkl") < 1_000_000, "no images in the learner file"
+
+
+def test_a_pickled_data_set_leaves_its_rows_behind():
+    data = get_dls(digits()).data
+    copy = pickle.loads(pickle.dumps(data))
+    assert copy.images is None and copy.train is None and copy.vocab == data.vocab and data.images is not None
+
+
+def test_a_dry_run_takes_one_batch_of_each_split():
+    dls = get_dls(digits(bs=16, dry_run=True))
+    assert [len(o) for o in (dls.train, dls.valid, dls[2])] == [1, 1, 1]

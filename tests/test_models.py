@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from sifar import UserError
+from sifar.config import ARCHS
+from sifar.models import WIDTHS, get_model
+
+
+def params(model): return sum(o.numel() for o in model.parameters())
+
+
+def test_parameter_counts():
+    assert params(get_model("resnet18", 100)) == 11_220_132
+    assert params(get_model("resnet18", 10)) == 11_173_962
+    assert params(get_model("resnet34", 100)) == 21_328_292
+    assert set(ARCHS) == set(WIDTHS)
+
+
+@pytest.mark.parametrize("arch", ["resnet8", "resnet10"])
+@pytest.mark.parametrize("sz", [16, 32, 48])
+def test_any_size_gives_one_row_of_logits_an_image(arch, sz): assert get_model(arch, 7)(torch.randn(2, 3, sz, sz)).shape == (2, 7)
+
+
+def test_the_stem_keeps_the_full_size():
+    model = get_model("resnet10", 10)
+    x = model.stem(torch.randn(1, 3, 32, 32))
+    assert x.shape == (1, 64, 32, 32) and model.blocks(x).shape == (1, 512, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_timm_models_fit_small_images(name):
+    model = get_model(f"timm:{name}", 10, 32)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    strides = [m.stride for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (7, 7)]
+    assert not strides, "no 7x7 stem is left"
+
+
+def test_timm_resnet18_is_ours_in_all_but_its_names():
+    model = get_model("timm:resnet18", 100)
+    assert params(model) == 11_220_132
+    assert model.layer1(model.maxpool(model.act1(model.bn1(model.conv1(torch.randn(1, 3, 32, 32)))))).shape == (1, 64, 32, 32)
+
+
+@pytest.mark.parametrize("name, words", [("timm:resnet-18", "did you mean"), ("resnet-18", "did you mean resnet18"), ("timm:inception_v4", "cannot take images of 32x32")])
+def test_an_unknown_or_unfit_model_is_one_line(name, words):
+    with pytest.raises(UserError, match=words) as e: get_model(name, 10, 32)
+    assert "\n" not in e.value.text

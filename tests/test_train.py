@@ -1,0 +1,217 @@
+import csv
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_cifar
+from fastai.vision.all import load_learner
+
+import export
+import train
+
+ROOT = Path(__file__).parents[1]
+SMALL = "--dataset", "digits", "--arch", "resnet8", "--bs", "64", "--warmup", "0.2", "--epochs", "4"
+
+
+def run(*args): train.main([str(o) for o in args])
+
+
+def command(*args): return [sys.executable, "-W", "ignore", "-u", ROOT / "train.py", *map(str, args)]
+
+
+def weights(path): return torch.load(path / "models" / "last.pth", weights_only=True)
+
+
+def history(path):
+    "The rows of history.csv, without what depends on the clock."
+    with open(path / "history.csv") as f: return [{k: v for k, v in o.items() if k not in ("seconds", "images_per_second")} for o in csv.DictReader(f)]
+
+
+def assert_same_run(a, b):
+    "Weights, optimizer and history of two run folders are the same, bit for bit."
+    u, v = weights(a), weights(b)
+    assert u["model"].keys() == v["model"].keys() and all(torch.equal(u["model"][k], v["model"][k]) for k in u["model"])
+    momenta = [[o["momentum_buffer"] for o in s["opt"]["state"].values()] for s in (u, v)]
+    assert len(momenta[0]) > 10 and all(torch.equal(x, y) for x, y in zip(*momenta))
+    assert history(a) == history(b) and u["best"] == v["best"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    "The folder of a run of 4 epochs."
+    folder = tmp_path_factory.mktemp("runs")
+    run(*SMALL, "--runs", folder, "--name", "whole")
+    return folder / "digits" / "whole"
+
+
+def test_a_run_folder_holds_all_of_the_run(undisturbed):
+    files = sorted(str(o.relative_to(undisturbed)) for o in undisturbed.rglob("*") if o.is_file())
+    assert files == ["config.json", "history.csv", "metrics.json", "models/best.pth", "models/last.pth", "training_log.txt"]
+    about = json.loads((undisturbed / "config.json").read_text())
+    assert about["settings"]["epochs"] == 4 and about["versions"]["torch"] == torch.__version__ and about["device"] == "cpu"
+    rows = history(undisturbed)
+    assert [o["epoch"] for o in rows] == ["1", "2", "3", "4"] and float(rows[-1]["lr"]) < 0.001 < float(rows[1]["lr"]) < 0.1
+    log = (undisturbed / "training_log.txt").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", o) for o in log)
+    assert sum(bool(re.match(r".{21} +[1-4] +\d\.\d{4}", o)) for o in log) == 4
+
+
+def test_metrics_are_those_of_the_best_epoch_and_of_one_look_at_the_test_set(undisturbed):
+    metrics, rows = json.loads((undisturbed / "metrics.json").read_text()), history(undisturbed)
+    best = max(rows, key=lambda o: float(o["top1"]))
+    assert metrics["best_epoch"] == int(best["epoch"]) and metrics["valid"]["top1"] == pytest.approx(float(best["top1"]))
+    assert metrics["epochs"] == 4 and metrics["parameters"] == 78_042 and metrics["seconds"] > 0 and metrics["images_per_second"] > 0
+    assert set(metrics["test"]) == {"loss", "top1", "top5"} and metrics["images"] == {"train": 1295, "valid": 143, "test": 359}
+    learn = load_learner(export.export(undisturbed))
+    data = train_data(undisturbed)
+    with learn.no_bar(): hits = [int(learn.predict(data.images[i])[1]) == data.labels[i] for i in data.test[:120]]
+    assert abs(np.mean(hits) - metrics["test"]["top1"]) < 0.1
+
+
+def train_data(path):
+    from sifar.config import read_settings
+    from sifar.datasets import load_data
+    return load_data(read_settings(path))
+
+
+def test_the_same_seed_gives_the_same_run_with_and_without_workers(undisturbed, tmp_path):
+    run(*SMALL, "--runs", tmp_path, "--name", "again", "--workers", "2")
+    assert_same_run(undisturbed, tmp_path / "digits" / "again")
+    run(*SMALL, "--runs", tmp_path, "--name", "other", "--seed", "1")
+    assert history(undisturbed) != history(tmp_path / "digits" / "other")
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_an_interrupted_run_goes_on_to_the_same_weights(undisturbed, tmp_path, signum, code):
+    process = subprocess.Popen(command(*SMALL, "--runs", tmp_path, "--name", "cut"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if re.search(r"  +2 +\d\.\d{4} ", line): break
+    process.send_signal(signum)
+    out, err = process.communicate()
+    path = tmp_path / "digits" / "cut"
+    assert process.returncode == code and "Traceback" not in err
+    if signum != signal.SIGKILL: assert f"--resume {path}" in out
+    assert len(history(path)) in (1, 2, 3) and not (path / "metrics.json").exists()
+    run("--resume", path)
+    assert_same_run(undisturbed, path)
+    assert json.loads((path / "metrics.json").read_text())["test"] == json.loads((undisturbed / "metrics.json").read_text())["test"]
+
+
+def test_a_run_stopped_in_its_first_epoch_can_be_resumed(undisturbed, tmp_path):
+    process = subprocess.Popen(command(*SMALL, "--runs", tmp_path, "--name", "cut"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for line in process.stdout:
+        if "train loss" in line: break
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    run("--resume", tmp_path / "digits" / "cut")
+    assert_same_run(undisturbed, tmp_path / "digits" / "cut")
+
+
+def test_more_epochs_go_on_from_a_finished_run(tmp_path, capsys):
+    run(*SMALL[:-1], "2", "--runs", tmp_path, "--name", "a")
+    run("--resume", tmp_path / "digits" / "a", "--epochs", "3")
+    assert "3 epochs instead of 2" in capsys.readouterr().out
+    assert [o["epoch"] for o in history(tmp_path / "digits" / "a")] == ["1", "2", "3"]
+    assert json.loads((tmp_path / "digits" / "a" / "config.json").read_text())["settings"]["epochs"] == 3
+
+
+def test_every_tenth_epoch_is_kept(tmp_path):
+    run("--dataset", "digits", "--arch", "resnet8", "--bs", "512", "--epochs", "20", "--runs", tmp_path, "--name", "a")
+    assert sorted(o.name for o in (tmp_path / "digits" / "a" / "models").iterdir()) == ["best.pth", "epoch_010.pth", "epoch_020.pth", "last.pth"]
+
+
+def test_without_a_validation_split_the_last_weights_count(tmp_path, capsys):
+    run(*SMALL, "--runs", tmp_path, "--name", "all", "--valid-pct", "0")
+    path = tmp_path / "digits" / "all"
+    metrics = json.loads((path / "metrics.json").read_text())
+    assert metrics["valid"] is None and metrics["best_epoch"] is None and 0 < metrics["test"]["top1"] <= 1 and metrics["images"]["train"] == 1438
+    assert not (path / "models" / "best.pth").exists() and history(path)[0]["top1"] == ""
+    assert load_learner(export.export(path)).dls.vocab == list("0123456789")
+
+
+def test_cifar100_end_to_end(tmp_path, tiny_cifar):
+    write_cifar(tmp_path, "cifar100")
+    run("--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs")
+    path, = (tmp_path / "runs" / "cifar100").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}-resnet8", path.name) and json.loads((path / "metrics.json").read_text())["classes"] == 100
+
+
+def test_a_folder_end_to_end(image_folder, tmp_path, capsys):
+    run("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 8, "--lr", 0.02, "--runs", tmp_path / "runs", "--name", "a")
+    metrics = json.loads((tmp_path / "runs" / "pets" / "a" / "metrics.json").read_text())
+    assert metrics["test"]["top1"] > 0.9 and metrics["test"]["top5"] == 1
+    assert f"Next: python export.py {tmp_path / 'runs' / 'pets' / 'a'}" in capsys.readouterr().out
+
+
+def test_a_dry_run_keeps_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run("--dataset", "digits", "--dry-run")
+    assert not list(tmp_path.iterdir()) and "dry run went through" in capsys.readouterr().out
+
+
+def failure(capsys, *args):
+    "The line on stderr of a command that ends with exit code 2."
+    with pytest.raises(SystemExit) as e: run(*args)
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and err.count("\n") == 1 and err.startswith("sifar: ") and "Traceback" not in err
+    return err
+
+
+def test_a_loss_that_explodes_is_one_line_and_leaves_a_good_checkpoint(tmp_path, capsys):
+    err = failure(capsys, *SMALL, "--lr", "1e30", "--precision", "fp32", "--runs", tmp_path, "--name", "a")
+    assert re.search(r"loss became (nan|inf) in epoch 1, batch \d+, lr .*smaller --lr", err)
+    assert all(torch.isfinite(o).all() for o in weights(tmp_path / "digits" / "a")["model"].values())
+    assert "The loss became" in (tmp_path / "digits" / "a" / "training_log.txt").read_text()
+
+
+def test_a_run_that_never_began_leaves_no_folder(tmp_path, capsys):
+    assert "cuda:77 is not on this machine" in failure(capsys, *SMALL, "--device", "cuda:77", "--runs", tmp_path)
+    assert "did you mean resnet18" in failure(capsys, *SMALL[:2], "--arch", "timm:resnet18x", "--runs", tmp_path)
+    assert not list((tmp_path / "digits").iterdir())
+
+
+def test_a_name_that_is_taken_is_refused(undisturbed, capsys):
+    before = (undisturbed / "history.csv").read_text()
+    assert "is there already" in failure(capsys, *SMALL, "--runs", undisturbed.parents[1], "--name", "whole")
+    assert (undisturbed / "history.csv").read_text() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_damaged_checkpoint_is_named(undisturbed, tmp_path, capsys, content):
+    (tmp_path / "r" / "models").mkdir(parents=True)
+    (tmp_path / "r" / "config.json").write_bytes((undisturbed / "config.json").read_bytes())
+    path = tmp_path / "r" / "models" / "last.pth"
+    path.write_bytes((undisturbed / "models" / "last.pth").read_bytes()[:20_000] if content is None else content)
+    assert f"{path} is damaged" in failure(capsys, "--resume", tmp_path / "r")
+
+
+def test_a_hostile_checkpoint_runs_nothing(undisturbed, tmp_path, capsys):
+    class Trap:
+        def __reduce__(self): return os.mkdir, (str(tmp_path / "sprung"),)
+    (tmp_path / "r" / "models").mkdir(parents=True)
+    (tmp_path / "r" / "config.json").write_bytes((undisturbed / "config.json").read_bytes())
+    torch.save({"model": Trap()}, tmp_path / "r" / "models" / "last.pth")
+    failure(capsys, "--resume", tmp_path / "r")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_the_files_before_stay_good(tmp_path):
+    done = subprocess.run(command(*SMALL, "--arch", "resnet10", "--bs", "512", "--runs", tmp_path, "--name", "a"), capture_output=True, text=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000_000, 30_000_000)))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "make room, then go on with --resume" in done.stderr
+    path = tmp_path / "digits" / "a"
+    assert weights(path)["epoch"] == 0 and not list(path.rglob("*.tmp"))
+
+
+def test_out_of_memory_names_the_batch_size_and_a_smaller_one(tmp_path):
+    done = subprocess.run(command("--dataset", "digits", "--arch", "resnet34", "--precision", "fp32", "--bs", "1200", "--runs", tmp_path),
+                          capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (3_000_000_000, 3_000_000_000)))
+    assert done.returncode == 2 and done.stderr == "sifar: Out of memory with --bs 1200: try --bs 600.\n"
