@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from sifar.config import parse_args
 from sifar.errors import one_line_errors
-from sifar.terminal import log, log_to_screen, quiet_imports
+from sifar.terminal import command, log, log_to_screen, progress, quiet_imports
 
 
 def train(cfg):
@@ -19,9 +19,9 @@ def train(cfg):
         dls = get_dls(cfg)
         learn = get_learner(dls, cfg, path=run)
         describe_run(run, cfg, learn)
-        cbs = run_callbacks(learn, cfg)
-        start = resume(learn, cbs) if cfg.resume else 0
-        with learn.no_bar():
+        with learn.no_bar(), progress() as bar:
+            cbs = run_callbacks(learn, cfg, bar)
+            start = resume(learn, cbs) if cfg.resume else 0
             learn.fit_warmup_cosine(cfg.epochs, cfg.lr, cfg.warmup * cfg.epochs, start, cbs)
         write_metrics(learn, cfg)
     return run
@@ -34,7 +34,7 @@ def main(args=None):
         log_to_screen()
         if cfg.dry_run: return dry_run(cfg)
         run = train(cfg)
-        log.info("Next: python %s", "train.py --dataset cifar100" if cfg.dataset == "digits" else f"export.py {run}")
+        log.info("Next: %s", command("train.py", "--dataset", "cifar100") if cfg.dataset == "digits" else command("export.py", run))
 
 
 def dry_run(cfg):

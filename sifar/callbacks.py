@@ -1,6 +1,5 @@
 """What fastai lacks: precision on every device, runs that go on where they broke off, a log, checkpoints."""
 import io
-import logging
 import math
 import random
 import signal
@@ -16,9 +15,7 @@ from fastcore.all import L, noop
 
 from .errors import UserError
 from .files import write_file
-from .terminal import console
-
-log = logging.getLogger("sifar")
+from .terminal import command, log
 
 
 class Precision(MixedPrecision):
@@ -99,12 +96,12 @@ class StopOnSignal(Callback):
         for k, v in getattr(self, "old", {}).items(): signal.signal(k, v)
         if not self.signum: return
         log.info("Stopped in epoch %d of %d, which a resumed run begins anew. Go on with:", self.epoch + 1, self.n_epoch)
-        log.info("  python train.py --resume %s", self.path)
+        log.info("  %s", command("train.py", "--resume", self.path))
         raise SystemExit(128 + self.signum)
 
 
 class RunLog(Callback):
-    """The epochs as a table on the terminal, below it a progress bar; as lines in the log; as rows in history.csv.
+    """The epochs as a table in the log, as rows in history.csv, and the position in them on `bar`, a rich Progress.
 
     history: a dictionary an epoch, with the keys of `columns`; None where there is no validation set. Afterwards it is
     `learn.history`."""
@@ -112,14 +109,10 @@ class RunLog(Callback):
     columns = "epoch", "train_loss", "valid_loss", "top1", "top5", "lr", "seconds", "images_per_second"
     header = "epoch  train loss  valid loss   top-1 %   top-5 %        lr  images/s     time"
 
-    def __init__(self): self.history = []
+    def __init__(self, bar): self.bar, self.history = bar, []
 
     def before_fit(self):
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         self.old_logger, self.learn.logger = self.learn.logger, noop
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.bar.start()
         log.info(self.header)
 
     def before_epoch(self):
@@ -155,7 +148,6 @@ class RunLog(Callback):
         write_file(self.path / "history.csv", "\n".join(lines) + "\n")
 
     def after_fit(self):
-        self.bar.stop()
         self.learn.logger, self.learn.history = self.old_logger, self.history
 
 

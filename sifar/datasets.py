@@ -1,7 +1,6 @@
 """Which data sets there are: read and checked, as one array of images with labels, class names and splits."""
 import hashlib
 import io
-import logging
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from .config import TrainConfig
 from .download import CIFAR10, CIFAR100, fetch
 from .errors import UserError
 from .files import write_file
+from .terminal import log
 
-log = logging.getLogger("sifar")
 SPLITS = "train", "valid", "test"
 
 

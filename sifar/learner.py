@@ -56,10 +56,10 @@ def get_learner(dls, cfg, path="."):
         cbs=[*([ChannelsLast()] if device.type != "mps" else []), *([Precision(dtype)] if dtype != torch.float32 else [])])
 
 
-def run_callbacks(learn, cfg):
-    "The callbacks of a training run that is kept in the folder `learn.path`."
+def run_callbacks(learn, cfg, bar):
+    "The callbacks of a training run that is kept in the folder `learn.path`; `bar` shows its progress."
     save_best = [SaveBest()] if len(learn.dls.valid) else []            # else nothing is chosen: the last weights count
-    return [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), RunLog(), *save_best, SaveLast()]
+    return [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), RunLog(bar), *save_best, SaveLast()]
 
 
 def resume(learn, cbs):

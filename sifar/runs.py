@@ -15,7 +15,7 @@ from pathlib import Path
 from .config import read_settings
 from .errors import UserError, explain, out_of_memory
 from .files import write_file
-from .terminal import log, log_to_file
+from .terminal import command, log, log_to_file
 
 PACKAGES = "torch", "torchvision", "fastai", "albumentations", "timm", "numpy"
 
@@ -34,6 +34,9 @@ def open_run(cfg):
         if out_of_memory(e): e = UserError(f"Out of memory with --bs {cfg.bs}: try --bs {max(cfg.bs // 2, 2)}.")
         if text := explain(e): handler.emit(logging.LogRecord("sifar", logging.ERROR, "", 0, text, None, None))
         raise e
+    except KeyboardInterrupt:
+        if (run / "models" / "last.pth").exists(): log.info("Interrupted. Go on with: %s", command("train.py", "--resume", run))
+        raise
     finally:
         log.removeHandler(handler)
         handler.close()

@@ -1,11 +1,15 @@
 """What a user reads while a command runs: the terminal, and the same lines with their times in a file."""
 import logging
+import os
+import shlex
+import shutil
 import sys
 import warnings
 
 from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(highlight=False)
 log = logging.getLogger("sifar")
@@ -21,6 +25,19 @@ def log_to_screen():
     log.setLevel(logging.INFO)
     log.handlers[:] = [handler]
     log.propagate = False
+
+
+def progress():
+    "A progress bar with the time left, to be used as a context; nothing where there is no terminal."
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def command(script, *args):
+    "The command line that runs `script` with this very Python, for the user to copy."
+    python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
+    return shlex.join([python, script, *map(str, args)])
 
 
 def quiet_imports():

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sifar import datasets
+from sifar.terminal import log
 
 SUPERCLASS = [c // 5 for c in range(100)]
 
@@ -88,3 +89,11 @@ def image_folder(tmp_path):
         write_images(tmp_path / "pets" / split / "cat", n, (220, 60, 30))
         write_images(tmp_path / "pets" / split / "dog", n, (30, 60, 220))
     return tmp_path / "pets"
+
+
+@pytest.fixture(autouse=True)
+def fresh_log():
+    "No handler of an earlier test's command stays on the log."
+    yield
+    log.handlers.clear()
+    log.propagate = True

@@ -1,4 +1,3 @@
-import logging
 import os
 import pickle
 from collections import Counter
@@ -143,7 +142,6 @@ def test_class_folders_alone_are_split_in_three(tmp_path):
 
 
 def test_unreadable_files_are_listed_and_skipped(image_folder, tmp_path, caplog):
-    logging.getLogger("sifar").propagate = True
     (image_folder / "train" / "cat" / "broken.png").write_bytes(b"")
     (image_folder / "train" / "dog" / "notes.jpg").write_text("no picture")
     whole = next((image_folder / "test" / "dog").iterdir())
