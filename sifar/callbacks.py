@@ -79,7 +79,7 @@ class StopOnNaN(Callback):
 
 class StopOnSignal(Callback):
     "Ctrl-C and SIGTERM end the fit after the current batch, and then the program. A second Ctrl-C ends it at once."
-    order, signum = 100, None
+    order, signum = -100, None          # first to listen, before anything is trained that could be lost
 
     def before_fit(self):
         if threading.current_thread() is threading.main_thread():
@@ -119,17 +119,19 @@ class RunLog(Callback):
         self.start = time.perf_counter()
         if not self.bar.tasks: self.task = self.bar.add_task("", total=(self.n_epoch - self.epoch) * len(self.dls.train))
 
-    def before_train(self): self.train_start = time.perf_counter()
+    def before_train(self): self.train_start, self.losses = time.perf_counter(), []
 
     def after_batch(self):
-        if self.training: self.bar.update(self.task, advance=1, description=f"epoch {self.epoch + 1}/{self.n_epoch}")
+        if not self.training: return
+        self.losses.append(self.learn.loss.detach())
+        self.bar.update(self.task, advance=1, description=f"epoch {self.epoch + 1}/{self.n_epoch}")
 
     def after_train(self):
         self.images_per_second = len(self.dls.train) * self.dls.train.bs / (time.perf_counter() - self.train_start)
 
     def after_epoch(self):
-        train_loss, valid_loss, top1, top5 = self.recorder.values[-1]
-        values = (self.epoch + 1, train_loss, valid_loss, top1, top5, self.opt.hypers[-1]["lr"],
+        _, valid_loss, top1, top5 = self.recorder.values[-1]        # the Recorder's train loss is smoothed over epochs
+        values = (self.epoch + 1, torch.stack(self.losses).mean().item(), valid_loss, top1, top5, self.opt.hypers[-1]["lr"],
                   time.perf_counter() - self.start, self.images_per_second)
         row = dict(zip(self.columns, values))
         self.history.append(row)

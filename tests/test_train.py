@@ -56,7 +56,7 @@ def test_a_run_folder_holds_all_of_the_run(undisturbed):
     files = sorted(str(o.relative_to(undisturbed)) for o in undisturbed.rglob("*") if o.is_file())
     assert files == ["config.json", "history.csv", "metrics.json", "models/best.pth", "models/last.pth", "training_log.txt"]
     about = json.loads((undisturbed / "config.json").read_text())
-    assert about["settings"]["epochs"] == 4 and about["versions"]["torch"] == torch.__version__ and about["device"] == "cpu"
+    assert about["settings"]["epochs"] == 4 and torch.__version__.startswith(about["versions"]["torch"]) and about["device"] == "cpu"
     rows = history(undisturbed)
     assert [o["epoch"] for o in rows] == ["1", "2", "3", "4"] and float(rows[-1]["lr"]) < 0.001 < float(rows[1]["lr"]) < 0.1
     log = (undisturbed / "training_log.txt").read_text().splitlines()
@@ -148,7 +148,7 @@ def test_a_folder_end_to_end(image_folder, tmp_path, capsys):
     run("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 8, "--lr", 0.02, "--runs", tmp_path / "runs", "--name", "a")
     metrics = json.loads((tmp_path / "runs" / "pets" / "a" / "metrics.json").read_text())
     assert metrics["test"]["top1"] > 0.9 and metrics["test"]["top5"] == 1
-    assert f"Next: python export.py {tmp_path / 'runs' / 'pets' / 'a'}" in capsys.readouterr().out
+    assert f"export.py {tmp_path / 'runs' / 'pets' / 'a'}" in capsys.readouterr().out
 
 
 def test_a_dry_run_keeps_nothing(tmp_path, monkeypatch, capsys):
