@@ -12,11 +12,11 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
-.venv/bin/python:
+.venv/bin/pip:
 	$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('sifar needs Python 3.11 or newer: make PYTHON=python3.12')"
 	$(PYTHON) -m venv .venv
 
-.venv/installed: requirements.txt | .venv/bin/python
+.venv/installed: requirements.txt | .venv/bin/pip
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 

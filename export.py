@@ -16,14 +16,18 @@ def export(run):
     if not (Path(run) / "metrics.json").is_file(): raise UserError(f"{run} is not a finished run: it has no metrics.json.")
     learn = load_run(run)
     learn.remove_cb(Precision)                      # what this machine is fast at says nothing about the next
-    learn.export("learner.pkl.tmp")
-    os.replace(learn.path / "learner.pkl.tmp", learn.path / "learner.pkl")
-    return learn.path / "learner.pkl"
+    tmp, path = learn.path / "learner.pkl.tmp", learn.path / "learner.pkl"
+    try:
+        learn.export(tmp.name)
+        os.replace(tmp, path)
+    except RuntimeError as e: raise UserError(f"{path} cannot be written: is the disk full?") from e       # what torch.save makes of it
+    finally: tmp.unlink(missing_ok=True)
+    return path
 
 
 def main(args):
     with one_line_errors():
-        if len(args) != 1: raise UserError("usage: python export.py RUN, where RUN is a finished run folder such as runs/cifar100/<time>-resnet18")
+        if len(args) != 1 or args[0].startswith("-"): raise UserError("usage: python export.py RUN, where RUN is a finished run folder such as runs/cifar100/<time>-resnet18")
         quiet_imports()
         log_to_screen()
         path = export(args[0])

@@ -11,17 +11,18 @@ from sifar.terminal import command, log, log_to_screen, progress, quiet_imports
 def train(cfg):
     "Train, choose on valid, test once: everything goes into the run folder."
     from sifar.dataloaders import get_dls
-    from sifar.learner import get_learner, resume, run_callbacks
+    from sifar.learner import check_machine, get_learner, resume, run_callbacks
     from sifar.report import write_metrics
     from sifar.runs import describe_run, open_run
 
     with open_run(cfg) as run:
+        check_machine(cfg)
         dls = get_dls(cfg)
         learn = get_learner(dls, cfg, path=run)
-        describe_run(run, cfg, learn)
         with learn.no_bar(), progress() as bar:
             cbs = run_callbacks(learn, cfg, bar)
             start = resume(learn, cbs) if cfg.resume else 0
+            describe_run(run, cfg, learn)
             learn.fit_warmup_cosine(cfg.epochs, cfg.lr, cfg.warmup * cfg.epochs, start, cbs)
         write_metrics(learn, cfg)
     return run
@@ -40,7 +41,7 @@ def main(args=None):
 def dry_run(cfg):
     "One batch through everything, in a folder that is deleted afterwards."
     with tempfile.TemporaryDirectory() as runs: train(replace(cfg, epochs=1, runs=runs, name=None, resume=None))
-    log.info("The dry run went through; nothing was kept.")
+    log.info("The dry run went through; no run folder was kept.")
 
 
 if __name__ == "__main__": main()

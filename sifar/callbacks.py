@@ -163,7 +163,7 @@ class SaveBest(SaveModelCallback):
         if self.new_best: save_weights(self.learn, self.fname)
 
     def after_fit(self):
-        if (self.learn.path / self.learn.model_dir / f"{self.fname}.pth").exists(): self.learn.load(self.fname, with_opt=False)
+        if (self.learn.path / self.learn.model_dir / f"{self.fname}.pth").exists(): load_weights(self.learn, self.fname)
 
 
 class SaveLast(Callback):
@@ -171,6 +171,7 @@ class SaveLast(Callback):
     order = SaveModelCallback.order + 10
 
     def before_fit(self):
+        if self.n_epoch: (self.path / "metrics.json").unlink(missing_ok=True)       # of a finished run that goes on: no longer true
         if not self.run_log.history: self.save(0)
 
     def after_epoch(self):
@@ -179,7 +180,7 @@ class SaveLast(Callback):
 
     def save(self, epoch):
         best = self.save_best.best if hasattr(self.learn, "save_best") else None
-        state = {"epoch": epoch, "model": self.model.state_dict(), "opt": self.opt.state_dict(), "best": best, "history": self.run_log.history}
+        state = {"epoch": epoch, "data": fingerprint(self.dls.data), "model": self.model.state_dict(), "opt": self.opt.state_dict(), "best": best, "history": self.run_log.history}
         if hasattr(self.learn, "scaler"): state["scaler"] = self.learn.scaler.state_dict()
         save(self.learn.path / self.learn.model_dir / "last.pth", state)
 
@@ -189,6 +190,18 @@ def save(path, state):
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_file(path, buffer.getbuffer())
+
+
+def fingerprint(data):
+    "What a resumed run has to find again: the class names, and the number of images of each split."
+    return {"classes": list(data.vocab), "images": [len(o) for o in (data.train, data.valid, data.test)]}
+
+
+def load_weights(learn, name):
+    "Load models/`name`.pth into `learn`. Errors: UserError where it is damaged."
+    path = learn.path / learn.model_dir / f"{name}.pth"
+    try: learn.load(name, with_opt=False)
+    except Exception as e: raise UserError(f"{path} is damaged or missing ({' '.join(str(e).split())[:100]}).") from e
 
 
 def save_weights(learn, name): save(learn.path / learn.model_dir / f"{name}.pth", learn.model.state_dict())

@@ -1,8 +1,11 @@
 """Every setting of a training run, once: the command line, the run folder and the notebook all use this one."""
+import contextlib
 import difflib
+import io
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +58,8 @@ class TrainConfig:
     "one batch through everything, nothing kept"
 
     def __post_init__(self):
+        if str(self.dataset) not in DATASETS and Path(self.dataset).is_dir():       # the run goes on from anywhere
+            object.__setattr__(self, "dataset", str(Path(self.dataset).resolve()))
         for name, ok, rule in (
                 ("valid_pct", 0 <= self.valid_pct <= 0.5, "between 0 and 0.5"),
                 ("sz", 8 <= self.sz <= 512, "between 8 and 512 pixels"),
@@ -65,11 +70,11 @@ class TrainConfig:
                 ("warmup", 0 <= self.warmup < 1, "a share of the epochs, from 0 to below 1 (0.05 of 100 epochs = 5)"),
                 ("seed", 0 <= self.seed < 2**32, "between 0 and 4294967295"),
                 ("workers", 0 <= self.workers <= 64, "between 0 and 64"),
-                ("name", self.name is None or Path(self.name).name == self.name, "a plain folder name, without slashes")):
+                ("name", self.name is None or Path(self.name).name == self.name and self.name.strip("."), "a plain folder name, without slashes")):
             if not ok: raise UserError(f"{flag(name)} {getattr(self, name)} is out of range: it must be {rule}.")
         if not self.arch.startswith("timm:"): nearest("architecture", self.arch, ARCHS, "or timm:NAME")
         if self.dataset not in DATASETS and not Path(self.dataset).is_dir():
-            nearest("data set", self.dataset, DATASETS, "or the path of a folder of images")
+            nearest("data set", str(self.dataset), DATASETS, "or the path of a folder of images")
         if self.sz != 32 and self.dataset in DATASETS:
             raise UserError(f"--sz {self.sz} is for folders of images: {self.dataset} has 32 pixels.")
 
@@ -88,14 +93,14 @@ def nearest(what, name, known, also=""):
     "Raise a UserError that proposes the nearest of the `known` names, unless `name` is one of them."
     if name in known: return
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}" if len(known) < 10 else "no known name is like it"
     raise UserError(f"Unknown {what} {name!r}: {hint}{' (' if also else ''}{also}{')' if also else ''}")
 
 
 def read_settings(run):
     "The TrainConfig that `run`, a run folder, was started with."
     path = Path(run) / "config.json"
-    if not path.is_file(): raise UserError(f"{run} is no run folder: it has no config.json. --resume takes a folder such as runs/cifar100/<time>-resnet18.")
+    if not path.is_file(): raise UserError(f"{str(run)!r} is no run folder: it has no config.json. --resume takes a folder such as runs/cifar100/<time>-resnet18.")
     try:
         settings = json.loads(path.read_text())["settings"]
         known = {o.name for o in fields(TrainConfig)}
@@ -123,7 +128,14 @@ def parse_args(args=None):
     first.add_argument("--resume")
     try: known, _ = first.parse_known_args(args)
     except argparse.ArgumentError: known = first.parse_args([])       # tyro will say what is wrong
-    old = read_settings(known.resume) if known.resume else PRESETS[known.preset]()
-    cfg = tyro.cli(TrainConfig, args=args, default=old, prog="train.py", config=(tyro.conf.FlagCreatePairsOff,))
+    old = PRESETS[known.preset]() if known.resume is None else read_settings(known.resume)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            cfg = tyro.cli(TrainConfig, args=args, default=old, prog="train.py", config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as e:
+        if not e.code: raise
+        lines = [o.strip("│ ") for o in complaint.getvalue().splitlines()[1:]]     # of tyro's box, all up to its first rule
+        raise UserError(" ".join(takewhile(lambda o: not o.startswith("─"), lines)) + " (--help lists all settings)") from e
     if cfg.resume: check_resumable(old, cfg)
     return cfg

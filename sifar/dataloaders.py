@@ -48,6 +48,8 @@ class Augment(Transform):
 
     def encodes(self, o: PILImage): return PILImage.create(self.tfms(image=np.array(o))["image"])
 
+    def __deepcopy__(self, memo): return Augment(self.tfms)
+
     def __getstate__(self): return {**self.__dict__, "tfms": self.tfms if get_spawning_popen() else None}
 
 
@@ -61,7 +63,8 @@ class ArrayDL(TfmdDL):
         self.epoch_seed = self.rng.getrandbits(31)
 
     def create_batches(self, samps):
-        if not isinstance(first(self.dataset.items), (int, np.integer)): yield from super().create_batches(samps)
+        rows = isinstance(first(self.dataset.items), (int, np.integer))
+        if not rows or not self.augments(): yield from super().create_batches(samps)
         else: yield from (self.read([self.dataset.items[o] for o in b]) for b in chunked(samps, self.bs, self.drop_last))
 
     def read(self, rows):
@@ -72,9 +75,13 @@ class ArrayDL(TfmdDL):
         x = TensorImage(torch.from_numpy(x).permute(0, 3, 1, 2))
         return (x, TensorCategory(torch.from_numpy(data.labels[rows]))) if len(self.dataset.tls) > 1 else (x,)
 
+    def augments(self):
+        "The Augment among the item transforms; none where somebody has put others in their place."
+        return first(o for o in self.after_item.fs if isinstance(o, Augment))
+
     def augment(self, x, row):
         "Augment the images x (n,sz,sz,3) in place."
-        tfms = first(o for o in self.after_item.fs if isinstance(o, Augment)).tfms
+        tfms = self.augments().tfms
         seed_tfms(tfms, self.epoch_seed << 32 | int(row))
         for i, o in enumerate(x): x[i] = tfms(image=o)["image"]
 
@@ -94,6 +101,6 @@ def get_dls(cfg):
         batch_tfms=Normalize.from_stats(mean, std, cuda=False),
         dl_type=ArrayDL)
     dls = block.dataloaders(rows, bs=min(cfg.bs, len(data.train)), num_workers=cfg.workers, device="cpu")
-    dls.loaders.append(dls.test_dl(data.test.tolist(), with_labels=True))
+    dls.loaders.append(dls.test_dl(data.test.tolist(), with_labels=True, rm_type_tfms=0))
     dls.train.rng, dls.data = random.Random(cfg.seed), data
     return dls

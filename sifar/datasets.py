@@ -1,6 +1,7 @@
 """Which data sets there are: read and checked, as one array of images with labels, class names and splits."""
 import hashlib
 import io
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class ImageData:
         state = dict(self.__dict__)
         if get_spawning_popen() is None: state.update(dict.fromkeys(("images", "labels", *SPLITS)))
         return state
+
+    def __deepcopy__(self, memo): return self       # nothing of it is ever changed
 
     def stats(self):
         "Mean and standard deviation a channel of the training images, for pixels in 0 to 1: two lists of 3."
@@ -217,12 +220,15 @@ def read_folder(path, sz, cache):
 def list_folder(path):
     "The files below `path`: a list of (split or '', class, file). Errors: UserError for wrong classes."
     names = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
-    roots = {names[o.name]: o for o in folders(path) if o.name in names}
-    if "train" not in roots: roots = {"": path}
+    parts = [(names[o.name.lower()], o) for o in folders(path) if o.name.lower() in names]
+    splits = [o for o, _ in parts]
+    if parts and (splits.count("train") != 1 or len(set(splits)) < len(splits)):
+        raise UserError(f"{path} has {', '.join(o.name + '/' for _, o in parts)}: it needs one train/, and at most one each of valid/ and test/.")
     listed = []
-    for split, root in roots.items():
+    for split, root in parts or [("", path)]:
+        if parts and not folders(root): raise UserError(f"{root} has no class folders: its images belong into {root}{os.sep}<class>{os.sep}.")
         for c in folders(root):
-            files = sorted(o for o in c.rglob("*") if o.is_file() and not o.name.startswith("."))
+            files = sorted(o for o in c.rglob("*") if o.is_file() and not any(p.startswith(".") for p in o.relative_to(c).parts))
             if not files: raise UserError(f"{c} is an empty class: put images into it, or remove it.")
             listed += [(split, c.name, f) for f in files]
     vocab = {c for split, c, _ in listed if split in ("", "train")}

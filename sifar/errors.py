@@ -18,7 +18,7 @@ def explain(e):
     if isinstance(e, OSError):
         where = f" ({e.filename})" if e.filename else ""
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return f"{e.strerror}{where}: make room, then go on with --resume; the files written before are whole."
+            return f"{e.strerror}{where}: make room and run it again, a training with --resume; the files written before are whole."
         return f"{e.strerror or e}{where}: check that the file is there and may be read and written."
     return None
 

@@ -11,11 +11,11 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 
 from . import schedule  # noqa: F401    gives Learner its fit_warmup_cosine
-from .callbacks import Precision, RunLog, SaveBest, SaveLast, SeedEpochs, StopOnNaN, StopOnSignal
+from .callbacks import Precision, RunLog, SaveBest, SaveLast, SeedEpochs, StopOnNaN, StopOnSignal, fingerprint, load_weights
 from .config import read_settings
 from .dataloaders import get_dls
 from .errors import UserError
-from .models import get_model
+from .models import check_arch, get_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,7 +26,7 @@ def pick_device(name="auto"):
     if name == "auto": return torch.device(there[-1])
     try: device = torch.device(name)
     except RuntimeError: device = None
-    if device is None or device.type not in there or device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device is None or device.type not in there or (device.index or 0) >= (torch.cuda.device_count() if device.type == "cuda" else 1):
         raise UserError(f"--device {name} is not on this machine: there is {', '.join(there)}.")
     return device
 
@@ -39,6 +39,12 @@ def pick_precision(name, device):
         return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
     able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+
+
+def check_machine(cfg):
+    "Raise a UserError for a device or an architecture that is not there, before any data is read."
+    pick_device(cfg.device)
+    check_arch(cfg.arch)
 
 
 def get_learner(dls, cfg, path="."):
@@ -63,19 +69,23 @@ def run_callbacks(learn, cfg, bar):
 
 
 def resume(learn, cbs):
-    "Put `learn` and `cbs` back to where models/last.pth was written; returns the number of epochs done."
+    "Put `learn` and `cbs` back to where models/last.pth was written; returns the number of epochs done. Errors: UserError."
     path = learn.path / learn.model_dir / "last.pth"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["data"] != fingerprint(learn.dls.data): raise UserError(f"{learn.path} was trained on other data: its classes or numbers of images differ.")
         learn.model.load_state_dict(state["model"])
         learn.create_opt()
         learn.opt.load_state_dict(state["opt"])
     except FileNotFoundError as e: raise UserError(f"{path} is missing: this run cannot be resumed, start a new one.") from e
+    except UserError: raise
     except Exception as e: raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]}): this run cannot be resumed.") from e
     for cb in cbs:
         if isinstance(cb, RunLog): cb.history = state["history"]
-        if isinstance(cb, SaveBest): cb.best = state["best"]
-    if hasattr(learn, "precision"): learn.precision.scaler_state = state["scaler"]
+        if isinstance(cb, SaveBest):
+            cb.best = state["best"]
+            if state["epoch"] and not path.with_name("best.pth").exists(): raise UserError(f"{path.with_name('best.pth')} is missing: this run cannot be resumed, start a new one.")
+    if hasattr(learn, "precision"): learn.precision.scaler_state = state.get("scaler", {})
     return state["epoch"]
 
 
@@ -83,6 +93,6 @@ def load_run(run):
     "The Learner of a finished run folder, with the weights that its metrics.json speaks of, and its data. Errors: UserError."
     cfg, models = read_settings(run), Path(run) / "models"
     learn = get_learner(get_dls(cfg), cfg, path=run)
-    if (models / "best.pth").exists(): learn.load("best", with_opt=False)
+    if (models / "best.pth").exists(): load_weights(learn, "best")
     else: resume(learn, [])
     return learn

@@ -56,20 +56,26 @@ class ResNet(nn.Module):
 
 def get_model(arch, n_out, sz=32):
     "The model `arch` with `n_out` outputs for images of `sz` pixels. Errors: UserError for an unknown name."
+    check_arch(arch)
     if arch.startswith("timm:"): return timm_model(arch.removeprefix("timm:"), n_out, sz)
-    nearest("architecture", arch, ARCHS, "or timm:NAME")
     return ResNet(*WIDTHS[arch], n_out)
+
+
+def check_arch(arch):
+    "Raise a UserError, with the nearest name, for an architecture that is not there."
+    if not arch.startswith("timm:"): return nearest("architecture", arch, ARCHS, "or timm:NAME")
+    import timm
+    nearest("timm model", arch.removeprefix("timm:"), timm.list_models())
 
 
 def timm_model(name, n_out, sz):
     "timm's model `name`; a 7x7 stem and the max-pool behind it become a 3x3 convolution at full size."
     import timm
     import torch
-    nearest("timm model", name, timm.list_models())
     fixed = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    model = timm.create_model(name, num_classes=n_out, **({"img_size": sz} if fixed and fixed.fixed_input_size else {}))
-    shrink_stem(model)
     try:
+        model = timm.create_model(name, num_classes=n_out, **({"img_size": sz} if fixed and fixed.fixed_input_size else {}))
+        shrink_stem(model)
         with torch.no_grad(): model.eval()(torch.zeros(2, 3, sz, sz))
     except Exception as e:
         raise UserError(f"timm:{name} cannot take images of {sz}x{sz} pixels ({' '.join(str(e).split())[:120]}): choose another --arch.") from e
@@ -78,8 +84,8 @@ def timm_model(name, n_out, sz):
 
 def shrink_stem(model):
     "Replace, in place, a first convolution of 7x7 with stride 2 by one of 3x3 with stride 1, and the first max-pool by nothing."
-    path, stem = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
-    if stem.kernel_size != (7, 7): return
+    path, stem = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), (None, None))
+    if stem is None or (stem.kernel_size, stem.stride) != ((7, 7), (2, 2)): return
     model.set_submodule(path, nn.Conv2d(stem.in_channels, stem.out_channels, 3, 1, 1, bias=stem.bias is not None))
     pool = next((n for n, m in model.named_modules() if isinstance(m, nn.MaxPool2d)), None)
     if pool: model.set_submodule(pool, nn.Identity())

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from .files import write_file
 from .terminal import command, log, log_to_file
 
 PACKAGES = "torch", "torchvision", "fastai", "albumentations", "timm", "numpy"
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @contextmanager
@@ -40,27 +41,31 @@ def open_run(cfg):
     finally:
         log.removeHandler(handler)
         handler.close()
-        if not (run / "models" / "last.pth").exists(): shutil.rmtree(run, ignore_errors=True)
+        if not cfg.resume and not (run / "models" / "last.pth").exists(): shutil.rmtree(run, ignore_errors=True)
 
 
 def new_folder(cfg):
     "Make RUNS/DATASET/NAME, by default RUNS/DATASET/TIME-ARCH. Errors: UserError where a run of that name is there."
-    dataset = Path(cfg.runs) / Path(cfg.dataset).resolve().name
-    run = dataset / (cfg.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{cfg.arch.replace(':', '-')}")
-    try: run.mkdir(parents=True)
-    except FileExistsError as e:
-        raise UserError(f"{run} is there already: choose another --name, or go on with it by --resume {run}.") from e
-    return run
+    dataset = Path(cfg.runs) / Path(cfg.dataset).name
+    name = cfg.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{cfg.arch.replace(':', '-')}"
+    for run in (dataset / name, *(dataset / f"{name}-{i}" for i in range(2, 100) if not cfg.name)):
+        with suppress(FileExistsError):
+            run.mkdir(parents=True)
+            return run
+    raise UserError(f"{run} is there already: choose another --name, or go on with it by --resume {run}.")
 
 
 def describe_run(run, cfg, learn):
-    "Write config.json: all settings, the command, versions, git commit and machine; and say what is trained on what."
+    """Write config.json: all settings, the commands so far, versions, git commit and machine; and say what is trained on what.
+
+    The precision is kept as it was chosen here, so that a run which goes on elsewhere stays the same run."""
     data, device = learn.dls.data, learn.dls.device
     precision = str(learn.precision.dtype).removeprefix("torch.") if hasattr(learn, "precision") else "float32"
+    commands = json.loads((run / "config.json").read_text())["commands"] if cfg.resume else []
     parameters = sum(o.numel() for o in learn.model.parameters())
     about = {
-        "settings": asdict(replace(cfg, resume=None, dry_run=False)),
-        "command": shlex.join(["python", *sys.argv]),
+        "settings": asdict(replace(cfg, resume=None, dry_run=False, precision=SHORT[precision])),
+        "commands": [*commands, shlex.join(["python", *sys.argv])],
         "versions": {"python": platform.python_version(), **{o: version(o) for o in PACKAGES}},
         "git_commit": git_commit(),
         "device": str(device), "precision": precision, "machine": platform.machine(),

@@ -3,25 +3,31 @@ import logging
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 from rich.console import Console
-from rich.highlighter import NullHighlighter
-from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+ROOT = Path(__file__).parents[1]
 console = Console(highlight=False)
 log = logging.getLogger("sifar")
 TIMED = logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S")
 
 
+class Screen(logging.Handler):
+    "The log on the terminal, above a progress bar where there is one."
+
+    def emit(self, record): console.print(self.format(record), soft_wrap=True, markup=False)
+
+
 def log_to_screen():
     "Show the log on the terminal, or where there is none as lines with their times."
-    if console.is_terminal: handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False, highlighter=NullHighlighter())
-    else:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(TIMED)
+    handler = Screen() if console.is_terminal else logging.StreamHandler(sys.stdout)
+    if not console.is_terminal: handler.setFormatter(TIMED)
+    handler.handleError = lambda record: None           # nobody reads it any more, as in `train.py | head`; the file has it
     log.setLevel(logging.INFO)
     log.handlers[:] = [handler]
     log.propagate = False
@@ -35,9 +41,15 @@ def progress():
 
 
 def command(script, *args):
-    "The command line that runs `script` with this very Python, for the user to copy."
-    python = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
-    return shlex.join([python, script, *map(str, args)])
+    "The command line that runs `script` of this checkout with this very Python from here, for the user to copy."
+    python = "python" if shutil.which("python") == sys.executable else relative(sys.executable)
+    return (subprocess.list2cmdline if os.name == "nt" else shlex.join)([python, relative(ROOT / script), *map(str, args)])
+
+
+def relative(path):
+    "`path` as seen from the working directory, unless it lies far away."
+    near = Path(path).is_relative_to(Path.cwd())
+    return str(Path(path).relative_to(Path.cwd()) if near else path)
 
 
 def quiet_imports():
@@ -49,7 +61,7 @@ def quiet_imports():
 def log_to_file(path):
     "Append the log to the file `path`; a line that cannot be written is an error."
     def fail(record): raise
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(TIMED)
     handler.handleError = fail
     log.addHandler(handler)

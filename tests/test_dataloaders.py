@@ -1,3 +1,4 @@
+import copy
 import os
 import pickle
 import random
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_cifar
-from fastai.vision.all import TensorCategory, TensorImage, load_learner
+from fastai.vision.all import Resize, TensorCategory, TensorImage, ToTensor, load_learner
 from PIL import Image
 
 from sifar import TrainConfig, get_dls, get_learner
@@ -113,8 +114,23 @@ def test_what_a_notebook_does_works(tmp_path, image_folder):
 
 def test_a_pickled_data_set_leaves_its_rows_behind():
     data = get_dls(digits()).data
-    copy = pickle.loads(pickle.dumps(data))
-    assert copy.images is None and copy.train is None and copy.vocab == data.vocab and data.images is not None
+    bare = pickle.loads(pickle.dumps(data))
+    assert bare.images is None and bare.train is None and bare.vocab == data.vocab and data.images is not None
+
+
+def test_other_item_transforms_are_used(tmp_path, tiny_cifar):
+    write_cifar(tmp_path, "cifar100")
+    cfg = TrainConfig(data=str(tmp_path), arch="resnet8")
+    dls = get_dls(cfg)
+    x, _ = dls.valid.new(after_item=[Resize(16), ToTensor()]).one_batch()
+    assert x.shape[-2:] == (16, 16)
+    learn = get_learner(dls, cfg)
+    with learn.no_bar(): assert learn.tta(n=2)[0].shape == (100, 100)
+
+
+def test_a_copied_data_set_keeps_its_images():
+    dls = copy.deepcopy(get_dls(digits()))
+    assert dls.one_batch()[0].shape[0] == 128
 
 
 def test_a_dry_run_takes_one_batch_of_each_split():

@@ -170,6 +170,28 @@ def test_wrong_classes_are_errors(image_folder, tmp_path):
     with pytest.raises(UserError, match="0 classes"): load(tmp_path / "none", data=str(tmp_path))
 
 
+def test_hidden_files_and_folders_are_no_images(image_folder, tmp_path):
+    write_images(image_folder / "train" / "cat" / ".ipynb_checkpoints", 5)
+    (image_folder / "train" / "cat" / ".DS_Store").write_text("no picture")
+    write_images(image_folder / "train" / ".cache", 5)
+    assert len(load(image_folder, data=str(tmp_path)).images) == 72
+
+
+def test_capitals_do_not_turn_splits_into_classes(image_folder, tmp_path):
+    (image_folder / "train").rename(image_folder / "Train")
+    assert load(image_folder, data=str(tmp_path)).vocab == ["cat", "dog"]
+
+
+def test_a_layout_that_cannot_be_meant_is_named(image_folder, tmp_path):
+    (image_folder / "val").mkdir()
+    with pytest.raises(UserError, match="test/, train/, val/, valid/: it needs one train/"): load(image_folder, data=str(tmp_path))
+    (image_folder / "val").rmdir()
+    (image_folder / "train").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match="has test/, valid/: it needs one train/"): load(image_folder, data=str(tmp_path))
+    write_images(image_folder / "train", 3)
+    with pytest.raises(UserError, match="train has no class folders"): load(image_folder, data=str(tmp_path))
+
+
 def first_train(data): return data.images[data.train[0]]
 
 

@@ -2,7 +2,7 @@ import csv
 import json
 import os
 import re
-import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +17,7 @@ from fastai.vision.all import load_learner
 import export
 import train
 
+resource = pytest.importorskip("resource", reason="POSIX limits and signals")
 ROOT = Path(__file__).parents[1]
 SMALL = "--dataset", "digits", "--arch", "resnet8", "--bs", "64", "--warmup", "0.2", "--epochs", "4"
 
@@ -53,8 +54,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_a_run_folder_holds_all_of_the_run(undisturbed):
-    files = sorted(str(o.relative_to(undisturbed)) for o in undisturbed.rglob("*") if o.is_file())
-    assert files == ["config.json", "history.csv", "metrics.json", "models/best.pth", "models/last.pth", "training_log.txt"]
+    assert [str(o.relative_to(undisturbed)) for o in files(undisturbed)] == ["config.json", "history.csv", "metrics.json", "models/best.pth", "models/last.pth", "training_log.txt"]
     about = json.loads((undisturbed / "config.json").read_text())
     assert about["settings"]["epochs"] == 4 and torch.__version__.startswith(about["versions"]["torch"]) and about["device"] == "cpu"
     rows = history(undisturbed)
@@ -102,6 +102,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(undisturbed, tmp_path, s
     assert len(history(path)) in (1, 2, 3) and not (path / "metrics.json").exists()
     run("--resume", path)
     assert_same_run(undisturbed, path)
+    assert len(json.loads((path / "config.json").read_text())["commands"]) == 2
     assert json.loads((path / "metrics.json").read_text())["test"] == json.loads((undisturbed / "metrics.json").read_text())["test"]
 
 
@@ -184,6 +185,52 @@ def test_a_name_that_is_taken_is_refused(undisturbed, capsys):
     assert (undisturbed / "history.csv").read_text() == before
 
 
+@pytest.fixture
+def finished(undisturbed, tmp_path):
+    "A copy of the run folder, to be spoilt."
+    return Path(shutil.copytree(undisturbed, tmp_path / "copy"))
+
+
+def files(path): return sorted(o for o in path.rglob("*") if o.is_file())
+
+
+def test_a_run_without_its_checkpoints_is_refused_and_left_as_it_is(finished, capsys):
+    (finished / "models" / "best.pth").rename(finished / "best")
+    before = files(finished)
+    assert "best.pth is missing" in failure(capsys, "--resume", finished, "--epochs", 9)
+    (finished / "models" / "last.pth").unlink()
+    assert "last.pth is missing" in failure(capsys, "--resume", finished)
+    assert set(before) - set(files(finished)) == {finished / "models" / "last.pth"}
+    assert json.loads((finished / "config.json").read_text())["settings"]["epochs"] == 4
+
+
+def test_a_damaged_best_checkpoint_is_named(finished, capsys):
+    path = finished / "models" / "best.pth"
+    path.write_bytes(path.read_bytes()[:9000])
+    assert f"{path} is damaged" in failure(capsys, "--resume", finished)
+    with pytest.raises(SystemExit): export.main([str(finished)])
+    assert f"{path} is damaged" in capsys.readouterr().err and not (finished / "learner.pkl").exists()
+
+
+def test_a_run_goes_on_only_on_its_own_data(image_folder, tmp_path, capsys):
+    run("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
+    (image_folder / "train" / "cat" / "000.png").unlink()
+    assert "was trained on other data" in failure(capsys, "--resume", tmp_path / "runs" / "pets" / "a")
+
+
+def test_a_folder_without_test_images_has_no_test_figures(image_folder, tmp_path, capsys):
+    shutil.rmtree(image_folder / "test")
+    run("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
+    assert json.loads((tmp_path / "runs" / "pets" / "a" / "metrics.json").read_text())["test"] is None
+    assert "test   no images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["nowhere"]])
+def test_export_of_no_run_is_one_line(args, capsys):
+    with pytest.raises(SystemExit) as e: export.main(args)
+    assert e.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
 def test_a_damaged_checkpoint_is_named(undisturbed, tmp_path, capsys, content):
     (tmp_path / "r" / "models").mkdir(parents=True)
@@ -206,7 +253,7 @@ def test_a_hostile_checkpoint_runs_nothing(undisturbed, tmp_path, capsys):
 def test_a_disk_that_takes_no_more_is_one_line_and_the_files_before_stay_good(tmp_path):
     done = subprocess.run(command(*SMALL, "--arch", "resnet10", "--bs", "512", "--runs", tmp_path, "--name", "a"), capture_output=True, text=True,
                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000_000, 30_000_000)))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "make room, then go on with --resume" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "make room and run it again, a training with --resume" in done.stderr
     path = tmp_path / "digits" / "a"
     assert weights(path)["epoch"] == 0 and not list(path.rglob("*.tmp"))
 
