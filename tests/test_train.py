@@ -188,7 +188,7 @@ def test_a_name_that_is_taken_is_refused(undisturbed, capsys):
 @pytest.fixture
 def finished(undisturbed, tmp_path):
     "A copy of the run folder, to be spoilt."
-    return Path(shutil.copytree(undisturbed, tmp_path / "copy"))
+    return Path(shutil.copytree(undisturbed, tmp_path / "copy", ignore=shutil.ignore_patterns("learner.pkl")))
 
 
 def files(path): return sorted(o for o in path.rglob("*") if o.is_file())
