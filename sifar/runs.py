@@ -61,7 +61,7 @@ def describe_run(run, cfg, learn):
     The precision is kept as it was chosen here, so that a run which goes on elsewhere stays the same run."""
     data, device = learn.dls.data, learn.dls.device
     precision = str(learn.precision.dtype).removeprefix("torch.") if hasattr(learn, "precision") else "float32"
-    commands = json.loads((run / "config.json").read_text())["commands"] if cfg.resume else []
+    commands = json.loads((run / "config.json").read_text()).get("commands", []) if cfg.resume else []
     parameters = sum(o.numel() for o in learn.model.parameters())
     about = {
         "settings": asdict(replace(cfg, resume=None, dry_run=False, precision=SHORT[precision])),
