@@ -1,6 +1,6 @@
 """Augmented training images a second that one process feeds: our batches against stock fastai with the same albumentations.
 
-    python bench/loader.py [--data DIR]         # CIFAR-100; SIFAR_DATA or data/ by default
+    python -m bench.loader [--data DIR]         # CIFAR-100; SIFAR_DATA or data/ by default
 
 Both read the same array, augment alike and normalise; they take turns, and the medians of 5 rounds count."""
 import argparse
