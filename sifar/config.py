@@ -100,13 +100,13 @@ def nearest(what, name, known, also=""):
 def read_settings(run):
     "The TrainConfig that `run`, a run folder, was started with."
     path = Path(run) / "config.json"
-    if not path.is_file(): raise UserError(f"{str(run)!r} is no run folder: it has no config.json. --resume takes a folder such as runs/cifar100/<time>-resnet18.")
+    if not path.is_file(): raise UserError(f"{str(run)!r} is no run folder: it has no config.json. A run folder is one such as runs/cifar100/<time>-resnet18.")
     try:
         settings = json.loads(path.read_text())["settings"]
         known = {o.name for o in fields(TrainConfig)}
         return TrainConfig(**{k: v for k, v in settings.items() if k in known})
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path} is damaged ({e}): the run cannot be resumed.") from e
+        raise UserError(f"{path} is damaged ({e}): the run cannot be used.") from e
 
 
 def check_resumable(old, new):
@@ -121,21 +121,25 @@ def check_resumable(old, new):
 def parse_args(args=None):
     "The TrainConfig of a command line: preset or resumed run first, then the flags. Errors: UserError, SystemExit."
     import argparse
-
-    import tyro
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--preset", choices=PRESETS, default="standard")
     first.add_argument("--resume")
     try: known, _ = first.parse_known_args(args)
     except argparse.ArgumentError: known = first.parse_args([])       # tyro will say what is wrong
     old = PRESETS[known.preset]() if known.resume is None else read_settings(known.resume)
+    cfg = cli(TrainConfig, args, "train.py", default=old)
+    if cfg.resume: check_resumable(old, cfg)
+    return cfg
+
+
+def cli(f, args, prog, **kwargs):
+    "What `f`, a dataclass or a function, gives for the command line `args`. Errors: UserError, SystemExit."
+    import tyro
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            cfg = tyro.cli(TrainConfig, args=args, default=old, prog="train.py", config=(tyro.conf.FlagCreatePairsOff,))
+            return tyro.cli(f, args=args, prog=prog, **kwargs, config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as e:
         if not e.code: raise
         lines = [o.strip("│ ") for o in complaint.getvalue().splitlines()[1:]]     # of tyro's box, all up to its first rule
         raise UserError(" ".join(takewhile(lambda o: not o.startswith("─"), lines)) + " (--help lists all settings)") from e
-    if cfg.resume: check_resumable(old, cfg)
-    return cfg

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, IndexSplitter, Normalize, PILImage, TensorCategory, TensorImage, TfmdDL, Transform
+from fastai.data.all import CategoryBlock, DataBlock, IndexSplitter, IntToFloatTensor, Normalize, TfmdDL, Transform, TransformBlock
+from fastai.torch_core import TensorCategory, TensorImage
+from fastai.vision.core import PILImage
 from fastcore.all import chunked, first
 from PIL import Image
 
-from .augment import seed_tfms, standard_tfms
-from .datasets import SPLITS, fit_image, load_data
+from .datasets import SPLITS, load_data, read_image
 
 
 class ReadImage(Transform):
@@ -24,8 +25,7 @@ class ReadImage(Transform):
 
     def encodes(self, o):
         if isinstance(o, (int, np.integer)): o = self.data.images[o]
-        if isinstance(o, (str, Path)): o = Image.open(o)
-        return PILImage(fit_image(Image.fromarray(o) if isinstance(o, np.ndarray) else o, self.sz))
+        return PILImage(read_image(o, self.sz))
 
 
 class ReadLabel(Transform):
@@ -81,6 +81,7 @@ class ArrayDL(TfmdDL):
 
     def augment(self, x, row):
         "Augment the images x (n,sz,sz,3) in place."
+        from .augment import seed_tfms  # takes 2 s, and who loads a learner does not need it
         tfms = self.augments().tfms
         seed_tfms(tfms, self.epoch_seed << 32 | int(row))
         for i, o in enumerate(x): x[i] = tfms(image=o)["image"]
@@ -88,13 +89,14 @@ class ArrayDL(TfmdDL):
 
 def get_dls(cfg):
     "DataLoaders with `train`, `valid` and, as `dls[2]`, the test set; `dls.data` is the ImageData behind them."
+    from .augment import standard_tfms
     data = load_data(cfg)
     if cfg.dry_run: data = replace(data, **{o: getattr(data, o)[:cfg.bs] for o in SPLITS})
     mean, std = data.stats()
     fill = [round(255 * o) for o in mean]           # holes and borders in the mean colour, which is zero once normalised
     rows = [*data.train.tolist(), *data.valid.tolist()]
     block = DataBlock(
-        blocks=(ImageBlock, CategoryBlock(vocab=data.vocab, sort=False)),
+        blocks=(TransformBlock(batch_tfms=IntToFloatTensor), CategoryBlock(vocab=data.vocab, sort=False)),
         get_x=ReadImage(data, cfg.sz), get_y=ReadLabel(data),
         splitter=IndexSplitter(range(len(data.train), len(rows))),
         item_tfms=Augment(standard_tfms(cfg.sz, data.mirrored, fill)),

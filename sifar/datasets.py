@@ -3,13 +3,14 @@ import hashlib
 import io
 import os
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .config import TrainConfig
 from .download import CIFAR10, CIFAR100, fetch
@@ -174,12 +175,39 @@ def read_digits():
     return images, y, np.where(np.isin(np.arange(len(y)), test), "test", "train"), [str(o) for o in range(10)], {"mirrored": False}
 
 
-# ---- a folder of images ----
+# ---- pictures of any kind ----
+
+MAX_PIXELS, MAX_SIDE = 64_000_000, 16_384        # of a picture that is read; looked at before it is decoded
+
+
+def read_image(o, sz):
+    """A path, the bytes of an image file, an array or a Pillow image, as a Pillow image of `sz` x `sz` pixels, RGB.
+
+    Errors: UserError for what is no image, is damaged or too large."""
+    name = o if isinstance(o, (str, Path)) else "The image"
+    try:
+        if isinstance(o, Image.Image): return fit_image(check_size(o, name), sz)
+        if isinstance(o, np.ndarray): return fit_image(array_image(o), sz)
+        if not isinstance(o, (str, Path, bytes)): raise UserError(f"An image is a path, bytes, an array or a Pillow image, not a {type(o).__name__}.")
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):         # check_size is stricter
+            with Image.open(io.BytesIO(o) if isinstance(o, bytes) else o) as img: return fit_image(check_size(img, name), sz)
+    except UserError: raise
+    except FileNotFoundError as e: raise UserError(f"{name} is missing.") from e
+    except Image.DecompressionBombError as e: raise UserError(f"{name} is too large: at most {MAX_PIXELS // 10**6} million pixels are read.") from e
+    except UnidentifiedImageError as e: raise UserError(f"{name} is not an image that Pillow can read.") from e
+    except Exception as e: raise UserError(f"{name} cannot be read as an image: {' '.join(str(e).split()) or type(e).__name__}") from e
+
+
+def check_size(img, name):
+    if img.width * img.height > MAX_PIXELS or max(img.size) > MAX_SIDE:
+        raise UserError(f"{name} is too large: {img.width:,} x {img.height:,} pixels, but at most {MAX_PIXELS // 10**6} million, and {MAX_SIDE:,} on a side, are read.")
+    return img
+
 
 def fit_image(img, sz):
     "Any Pillow image as `sz` x `sz` RGB: upright by EXIF, 16 bits scaled, alpha on white, resized, centre crop."
     img = ImageOps.exif_transpose(img)
-    if img.mode.startswith(("I", "F")): img = to_grey(img)
+    if img.mode.startswith(("I", "F")): img = array_image(np.asarray(img))
     if img.has_transparency_data:
         img = img.convert("RGBA")
         img = Image.alpha_composite(Image.new("RGBA", img.size, "white"), img)
@@ -187,13 +215,20 @@ def fit_image(img, sz):
     return img if img.size == (sz, sz) else ImageOps.fit(img, (sz, sz), Image.Resampling.BICUBIC)
 
 
-def to_grey(img):
-    "A 16-bit, 32-bit or floating-point image as 8-bit grey: 65,535 (or 1.0 where nothing is above it) becomes 255."
-    x, top = np.asarray(img, dtype=np.float32), 255
-    if img.mode == "F": top = 1 if x.max(initial=0) <= 1 else 255
-    elif img.mode.startswith("I;16") or x.max(initial=0) > 255: top = 65_535
-    return Image.fromarray((x * (255 / top)).clip(0, 255).astype(np.uint8))
+def array_image(x):
+    """An array (h,w), (h,w,1), (h,w,3) or (h,w,4) as an 8-bit Pillow image.
 
+    White is 255, for uint16 and for whole numbers above 255 it is 65,535, for floats with nothing above it 1. Errors: UserError."""
+    if x.ndim == 3 and x.shape[2] == 1: x = x[..., 0]
+    if x.ndim not in (2, 3) or x.ndim == 3 and x.shape[2] not in (3, 4) or not x.size or x.dtype.kind not in "buif":
+        raise UserError(f"An array of shape {x.shape} and type {x.dtype} is no image: it should be (h,w), (h,w,3) or (h,w,4), of numbers.")
+    if x.dtype == np.uint8: return Image.fromarray(np.ascontiguousarray(x))
+    x, kind, deep = np.nan_to_num(x.astype(np.float32)), x.dtype.kind, x.dtype.kind == "u" and x.itemsize == 2
+    top = 1 if kind == "b" or kind == "f" and x.max() <= 1 else 65_535 if deep or kind != "f" and x.max() > 255 else 255
+    return Image.fromarray((x * (255 / top)).round().clip(0, 255).astype(np.uint8))
+
+
+# ---- a folder of images ----
 
 def read_folder(path, sz, cache):
     """Images, labels, split and class names of a folder with train/<class>/* and valid/ or test/, or class folders alone.
@@ -267,8 +302,7 @@ def decode_all(files, sz):
     from rich.progress import track
 
     def decode(f):
-        try:
-            with Image.open(f) as img: return np.asarray(fit_image(img, sz))
-        except Exception as e: return " ".join(str(e).split()) or type(e).__name__
+        try: return np.asarray(read_image(f, sz))
+        except UserError as e: return e.text.removeprefix(f"{f} ")
     with ThreadPoolExecutor() as pool:
         return list(track(pool.map(decode, files), "Reading images", len(files), transient=True))

@@ -45,13 +45,15 @@ class ResNet(nn.Module):
             for i in range(depth):
                 blocks.append(BasicBlock(ni, nf, 2 if stage and i == 0 else 1))
                 ni = nf
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks, self.num_features = nn.Sequential(*blocks), ni
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ni, n_out))
         for m in self.modules():
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
         for m in blocks: nn.init.zeros_(m.bn2.weight)           # each block starts as its shortcut: https://arxiv.org/abs/1706.02677
 
-    def forward(self, x): return self.head(self.blocks(self.stem(x)))
+    def forward(self, x): return self.forward_head(self.forward_features(x))
+    def forward_features(self, x): return self.blocks(self.stem(x))         # these two as in timm's models
+    def forward_head(self, x): return self.head(x)
 
 
 def get_model(arch, n_out, sz=32):
