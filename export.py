@@ -1,37 +1,52 @@
 #!/usr/bin/env python
-"""Turn a finished run into one learner file: python export.py runs/cifar100/RUN"""
-import os
-import sys
+"""Turn a finished run into one learner file, and into a Space that shows it: python export.py runs/cifar100/RUN"""
+from dataclasses import dataclass
 from pathlib import Path
 
-from sifar.errors import UserError, one_line_errors
-from sifar.terminal import log, log_to_screen, quiet_imports
+from tyro.conf import Positional
+
+from sifar.config import cli
+from sifar.errors import one_line_errors
+from sifar.terminal import command, log, log_to_screen, quiet_imports
 
 
-def export(run):
-    "Write the learner of `run` to its learner.pkl, which fastai's load_learner reads; returns the path."
-    from sifar.callbacks import Precision
-    from sifar.learner import load_run
-
-    if not (Path(run) / "metrics.json").is_file(): raise UserError(f"{run} is not a finished run: it has no metrics.json.")
-    learn = load_run(run)
-    learn.remove_cb(Precision)                      # what this machine is fast at says nothing about the next
-    tmp, path = learn.path / "learner.pkl.tmp", learn.path / "learner.pkl"
-    try:
-        learn.export(tmp.name)
-        os.replace(tmp, path)
-    except RuntimeError as e: raise UserError(f"{path} cannot be written: is the disk full?") from e       # what torch.save makes of it
-    finally: tmp.unlink(missing_ok=True)
-    return path
+@dataclass
+class ExportConfig:
+    """Write the learner.pkl and the model.json of a finished run into its folder, checked, and what else is asked for."""
+    run: Positional[Path | None] = None
+    "run folder; else the run that was finished last"
+    onnx: bool = False
+    "also write model.onnx: images uint8 in, probabilities out"
+    weights: bool = False
+    "also write model.safetensors"
+    space: Path | None = None
+    "also write a complete Hugging Face Space into this folder"
+    push: str | None = None
+    "upload the Space to USER/NAME on Hugging Face"
 
 
-def main(args):
+def export(run, onnx=False, weights=False, space=None, push=None):
+    "Write what the ExportConfig of these names asks for; returns the path of the learner file."
+    from sifar.share import export_run, write_onnx, write_weights
+    from sifar.space import check_folder, push_space, write_space
+
+    if space: check_folder(space)               # before the work
+    learn = export_run(run)
+    if onnx: write_onnx(learn, run / "model.onnx")
+    if weights: write_weights(learn, run / "model.safetensors")
+    if space: write_space(run, space)
+    if push: push_space(run, push)
+    return run / "learner.pkl"
+
+
+def main(args=None):
     with one_line_errors():
-        if len(args) != 1 or args[0].startswith("-"): raise UserError("usage: python export.py RUN, where RUN is a finished run folder such as runs/cifar100/<time>-resnet18")
+        cfg = cli(ExportConfig, args, "export.py")
         quiet_imports()
         log_to_screen()
-        path = export(args[0])
-        log.info('%s is written: fastai.learner.load_learner("%s").predict("picture.png")', path, path)
+        from sifar.runs import newest_run
+        path = export(**{**vars(cfg), "run": cfg.run or newest_run()})
+        log.info("Next: %s", command("app.py", "--model", path))
 
 
-if __name__ == "__main__": main(sys.argv[1:])
+if __name__ == "__main__": main()

@@ -3,8 +3,8 @@ from .config import TrainConfig
 from .errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["TrainConfig", "UserError", "get_dls", "get_learner"]
-HOMES = {"get_dls": "dataloaders", "get_learner": "learner"}
+__all__ = ["Predictor", "TrainConfig", "UserError", "get_dls", "get_learner", "load_learner"]
+HOMES = {"get_dls": "dataloaders", "get_learner": "learner", "Predictor": "inference", "load_learner": "safe_pickle"}
 
 
 def __getattr__(name):

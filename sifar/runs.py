@@ -21,6 +21,13 @@ PACKAGES = "torch", "torchvision", "fastai", "albumentations", "timm", "numpy"
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
+def newest_run(runs="runs"):
+    "The run in the folder `runs` that was finished last. Errors: UserError where there is none."
+    done = sorted(Path(runs).glob("*/*/metrics.json"), key=lambda o: o.stat().st_mtime)
+    if not done: raise UserError(f"{runs} holds no finished run: train one with python train.py, or name a run folder.")
+    return done[-1].parent
+
+
 @contextmanager
 def open_run(cfg):
     "The run folder that `cfg` asks for, with a training_log.txt that takes the log while it is open."

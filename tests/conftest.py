@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import export
+import train
 from sifar import datasets
 from sifar.terminal import log
 
@@ -89,6 +91,22 @@ def image_folder(tmp_path):
         write_images(tmp_path / "pets" / split / "cat", n, (220, 60, 30))
         write_images(tmp_path / "pets" / split / "dog", n, (30, 60, 220))
     return tmp_path / "pets"
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    "The folder of a finished run of 8 epochs on digits."
+    folder = tmp_path_factory.mktemp("finished")
+    train.main(["--preset", "smoke", "--epochs", "8", "--runs", str(folder), "--name", "a"])
+    return folder / "digits" / "a"
+
+
+@pytest.fixture(scope="session")
+def exported(run_folder, tmp_path_factory):
+    "That run, exported with all that export.py can write; not to be changed."
+    space = tmp_path_factory.mktemp("space")
+    export.main([str(run_folder), "--onnx", "--weights", "--space", str(space)])
+    return run_folder, space
 
 
 @pytest.fixture(autouse=True)

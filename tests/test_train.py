@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_cifar
-from fastai.vision.all import load_learner
 
 import export
 import train
+from sifar.learner import load_run
 
 resource = pytest.importorskip("resource", reason="POSIX limits and signals")
 ROOT = Path(__file__).parents[1]
@@ -70,16 +70,9 @@ def test_metrics_are_those_of_the_best_epoch_and_of_one_look_at_the_test_set(und
     assert metrics["best_epoch"] == int(best["epoch"]) and metrics["valid"]["top1"] == pytest.approx(float(best["top1"]))
     assert metrics["epochs"] == 4 and metrics["parameters"] == 78_042 and metrics["seconds"] > 0 and metrics["images_per_second"] > 0
     assert set(metrics["test"]) == {"loss", "top1", "top5"} and metrics["images"] == {"train": 1295, "valid": 143, "test": 359}
-    learn = load_learner(export.export(undisturbed))
-    data = train_data(undisturbed)
-    with learn.no_bar(): hits = [int(learn.predict(data.images[i])[1]) == data.labels[i] for i in data.test[:120]]
+    learn = load_run(undisturbed)
+    with learn.no_bar(): hits = [int(learn.predict(learn.dls.data.images[i])[1]) == learn.dls.data.labels[i] for i in learn.dls.data.test[:120]]
     assert abs(np.mean(hits) - metrics["test"]["top1"]) < 0.1
-
-
-def train_data(path):
-    from sifar.config import read_settings
-    from sifar.datasets import load_data
-    return load_data(read_settings(path))
 
 
 def test_the_same_seed_gives_the_same_run_with_and_without_workers(undisturbed, tmp_path):
@@ -135,7 +128,8 @@ def test_without_a_validation_split_the_last_weights_count(tmp_path, capsys):
     metrics = json.loads((path / "metrics.json").read_text())
     assert metrics["valid"] is None and metrics["best_epoch"] is None and 0 < metrics["test"]["top1"] <= 1 and metrics["images"]["train"] == 1438
     assert not (path / "models" / "best.pth").exists() and history(path)[0]["top1"] == ""
-    assert load_learner(export.export(path)).dls.vocab == list("0123456789")
+    learn = load_run(path)
+    assert all(torch.equal(v, weights(path)["model"][k]) for k, v in learn.model.state_dict().items())
 
 
 def test_cifar100_end_to_end(tmp_path, tiny_cifar):
@@ -188,7 +182,7 @@ def test_a_name_that_is_taken_is_refused(undisturbed, capsys):
 @pytest.fixture
 def finished(undisturbed, tmp_path):
     "A copy of the run folder, to be spoilt."
-    return Path(shutil.copytree(undisturbed, tmp_path / "copy", ignore=shutil.ignore_patterns("learner.pkl")))
+    return Path(shutil.copytree(undisturbed, tmp_path / "copy"))
 
 
 def files(path): return sorted(o for o in path.rglob("*") if o.is_file())
@@ -223,12 +217,6 @@ def test_a_folder_without_test_images_has_no_test_figures(image_folder, tmp_path
     run("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
     assert json.loads((tmp_path / "runs" / "pets" / "a" / "metrics.json").read_text())["test"] is None
     assert "test   no images" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("args", [[], ["--help"], ["nowhere"]])
-def test_export_of_no_run_is_one_line(args, capsys):
-    with pytest.raises(SystemExit) as e: export.main(args)
-    assert e.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None])

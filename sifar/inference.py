@@ -1,0 +1,86 @@
+"""An exported learner put to use: any image in, labels and probabilities out."""
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from fastai.data.transforms import Normalize
+from fastcore.all import chunked, first
+from torch import nn
+from torch.nn import functional as F
+
+from .datasets import read_image
+from .learner import pick_device
+from .safe_pickle import load_learner
+
+
+class Classifier(nn.Module):
+    "`model` with its normalisation and softmax: images (n,sz,sz,3) uint8 -> probabilities (n,c)."
+
+    def __init__(self, model, mean, std):
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def normalize(self, x): return (x.permute(0, 3, 1, 2).float().div(255) - self.mean) / self.std
+    def forward(self, x): return self.model(self.normalize(x)).softmax(1)
+
+
+def get_classifier(learn):
+    "The Classifier in a learner, ready to predict, and the side of its images."
+    normalize = first(o for o in learn.dls.valid.after_batch.fs if isinstance(o, Normalize))
+    classifier = Classifier(learn.model, normalize.mean.cpu(), normalize.std.cpu()).eval()
+    return classifier, learn.dls.valid.dataset.tls[0].tfms[0].sz
+
+
+class Predictor:
+    """The learner file `path`, made by export.py, as a classifier of images.
+
+    An image is a path, the bytes of an image file, a Pillow image or an array (h,w), (h,w,3) or (h,w,4): integers, or floats from 0 to 1.
+    Errors: UserError for a file that is no safe learner, and for an image that cannot be read."""
+
+    def __init__(self, path):
+        learn = load_learner(path)
+        self.vocab, self.superclasses = list(learn.dls.vocab), learn.dls.valid.dataset.tls[0].tfms[0].data.superclasses
+        self.device = pick_device()
+        self.classifier, self.sz = get_classifier(learn)
+        self.classifier.to(self.device, memory_format=torch.channels_last)
+
+    def read(self, image):
+        "What the model sees of an image, as a Pillow image of `sz` x `sz` pixels."
+        return read_image(image, self.sz)
+
+    def tensor(self, images): return torch.from_numpy(np.stack([np.asarray(o) for o in images])).to(self.device)
+
+    @torch.inference_mode()
+    def probs(self, images):
+        "The probabilities (n,c) of images that `read` gave, or of an array (n,sz,sz,3) uint8."
+        return self.classifier(self.tensor(images)).cpu()
+
+    def top(self, probs, k):
+        "For each row of `probs` a list of the `k` likeliest (label, probability)."
+        p, i = probs.topk(min(k, len(self.vocab)))
+        return [[(self.vocab[c], v) for c, v in zip(*o)] for o in zip(i.tolist(), p.tolist())]
+
+    def predict(self, image, k=5):
+        "The `k` likeliest classes of an image as a list of (label, probability), the likeliest first."
+        return self.top(self.probs([self.read(image)]), k)[0]
+
+    def predict_batch(self, images, k=5, bs=64):
+        "As `predict`, for each of `images`, a list or any iterable; `bs` of them are in memory at once."
+        with ThreadPoolExecutor() as pool:
+            return [o for batch in chunked(images, bs) for o in self.top(self.probs(list(pool.map(self.read, batch))), k)]
+
+    def heat_map(self, image, label):
+        """Where in an image the model finds `label`: Grad-CAM (sz,sz) from 0 to 1, None for a model without a grid of features.
+
+        https://arxiv.org/abs/1610.02391"""
+        model = self.classifier.model
+        if not hasattr(model, "forward_features"): return None
+        features = model.forward_features(self.classifier.normalize(self.tensor([self.read(image)])))
+        if features.ndim != 4 or features.shape[1] != getattr(model, "num_features", None): return None
+        score = model.forward_head(features)[0, self.vocab.index(label)]
+        grad, = torch.autograd.grad(score, features)
+        cam = F.relu((grad.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True).detach())
+        cam = F.interpolate(cam / cam.max().clamp_min(1e-12), (self.sz, self.sz), mode="bilinear")
+        return cam[0, 0].cpu().numpy()

@@ -1,0 +1,90 @@
+"""Classify image files and folders of them: python -m sifar.predict MODEL IMAGE..."""
+import csv
+import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastcore.basics import chunked
+from tyro.conf import Positional
+
+from .config import cli
+from .errors import UserError, one_line_errors
+from .files import write_file
+from .terminal import log, log_to_screen, progress, quiet_imports
+
+
+@dataclass
+class PredictConfig:
+    """Classify image files, and all files in folders of them; what cannot be read is reported and skipped."""
+    model: Positional[Path]
+    "learner.pkl, or the run folder that holds it"
+    images: Positional[tuple[Path, ...]]
+    "image files and folders of them"
+    top_k: int = 5
+    "number of labels for each image"
+    csv: Path | None = None
+    "file for the labels and probabilities, instead of the terminal"
+
+
+def predict(model, images, top_k=5, csv=None):
+    "Do what the PredictConfig of these names asks for."
+    if top_k < 1: raise UserError(f"--top-k {top_k} is out of range: it must be at least 1.")
+    from .inference import Predictor
+    predictor, files, rows = Predictor(model), list_images(images), []
+    with progress() as bar:
+        task = bar.add_task("", total=len(files))
+        for f, top in predict_files(predictor, files, top_k):
+            bar.advance(task)
+            if isinstance(top, UserError): log.warning("Skipped: %s", top.text)
+            else:
+                rows.append([f, *(o for pair in top for o in pair)])
+                if not csv: log.info("%s  %s", f, "  ".join(f"{label} {100 * p:.1f} %" for label, p in top))
+    if not rows: raise UserError(f"None of the {len(files)} files could be read as an image.")
+    if csv: write_csv(csv, rows)
+    if csv or len(rows) < len(files): log.info("%d of %d images classified%s", len(rows), len(files), f", all in {csv}" if csv else "")
+
+
+def list_images(paths):
+    "The files among `paths`, and those in the folders among them, but for hidden ones. Errors: UserError."
+    files = []
+    for path in paths:
+        if not path.exists(): raise UserError(f"{path} is missing.")
+        found = [path] if path.is_file() else sorted(o for o in path.rglob("*") if o.is_file() and not o.name.startswith("."))
+        if not found: raise UserError(f"{path} holds no files.")
+        files += found
+    if not files: raise UserError("No images are named: python -m sifar.predict MODEL IMAGE...")
+    return files
+
+
+def predict_files(predictor, files, k, bs=64):
+    "For each file (file, list of (label, probability)), or (file, UserError); `bs` images are in memory at once."
+    def read(f):
+        try: return predictor.read(f)
+        except UserError as e: return e
+    with ThreadPoolExecutor() as pool:
+        for batch in chunked(files, bs):
+            images = list(pool.map(read, batch))
+            good = [o for o in images if not isinstance(o, UserError)]
+            tops = iter(predictor.top(predictor.probs(good), k) if good else [])
+            yield from ((f, o if isinstance(o, UserError) else next(tops)) for f, o in zip(batch, images))
+
+
+def write_csv(path, rows):
+    "Write rows of file, label, probability, label, probability, ... with a header."
+    text, k = io.StringIO(), len(rows[0]) // 2
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(["file", *(f"{o}_{i}" for i in range(1, k + 1) for o in ("label", "probability"))])
+    out.writerows([f"{o:.6f}" if isinstance(o, float) else o for o in row] for row in rows)
+    write_file(path, text.getvalue())
+
+
+def main(args=None):
+    with one_line_errors():
+        cfg = cli(PredictConfig, args, "python -m sifar.predict")
+        quiet_imports()
+        log_to_screen()
+        predict(**vars(cfg))
+
+
+if __name__ == "__main__": main()

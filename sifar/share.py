@@ -1,0 +1,137 @@
+"""A run as files to share: learner.pkl and the model.json that describes it, model.onnx, model.safetensors."""
+import hashlib
+import json
+import os
+import pickle
+import shlex
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.core import TrainEvalCallback
+from fastai.callback.progress import ProgressCallback
+from fastai.learner import CastToTensor, Recorder
+
+from .config import read_settings
+from .errors import UserError
+from .files import write_file
+from .inference import Predictor, get_classifier
+from .learner import load_run
+from .terminal import log, quiet_imports
+
+KEPT = TrainEvalCallback, Recorder, CastToTensor, ProgressCallback, ChannelsLast        # all other callbacks are of the training alone
+TOLERANCE = 1e-5                                                                        # of a probability, between a model and what it was exported to
+
+
+def export_run(run):
+    """Write the learner.pkl and the model.json of a finished run into its folder; returns its Learner.
+
+    The file takes its name only after a fresh process has loaded it, and given the learner's probabilities on 64 images. Errors: UserError."""
+    cfg, about = read_settings(run), json.loads((run / "config.json").read_text())
+    if not (run / "metrics.json").is_file(): raise UserError(f"{run} is not finished, it has no metrics.json: go on with it by python train.py --resume {run}")
+    try: metrics = json.loads((run / "metrics.json").read_text())
+    except ValueError as e: raise UserError(f"{run / 'metrics.json'} is damaged ({e}): train the run again.") from e
+    learn = load_run(run)
+    write_learner(learn, run / "learner.pkl", describe(learn, cfg, about, metrics))
+    return learn
+
+
+def write_learner(learn, path, about):
+    "Export `learn` to `path`, checked, and the dictionary `about` with its SHA-256 to the model.json beside it."
+    images, probs = some_probs(learn)
+    with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, only_inference(learn):
+        tmp = Path(folder).resolve() / path.name
+        try: learn.export(tmp, pickle_module=pickle)                            # fastai's default would write functions as code
+        except RuntimeError as e: raise UserError(f"{path} cannot be written: is the disk full?") from e        # what torch.save makes of it
+        except (pickle.PicklingError, AttributeError, TypeError) as e: raise UserError(f"The learner cannot be exported: {e}") from e
+        check_probs(path.name, probs, in_fresh_process(probs_of_file, tmp, images))
+        path.with_name("model.json").unlink(missing_ok=True)                    # a crash between these lines leaves files that load
+        os.replace(tmp, path)
+    write_file(path.with_name("model.json"), json.dumps({**about, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}, indent=2) + "\n")
+    log.info("%s is written: a fresh process loaded it, and gave the same probabilities on %d images (within %g)", path, len(images), TOLERANCE)
+
+
+@contextmanager
+def only_inference(learn):
+    "Take off what belongs to the training, and this machine's paths, for the time of an export."
+    path = learn.path
+    with learn.removed_cbs([o for o in learn.cbs if type(o) not in KEPT]):
+        try:
+            learn.path = Path()
+            yield
+        finally: learn.path = path
+
+
+def some_images(learn, n=64):
+    "Up to `n` images (n,sz,sz,3) uint8 of the test set, or where that is empty of the others."
+    data = learn.dls.data
+    rows = next(o for o in (data.test, data.valid, data.train) if len(o))
+    return data.images[rows[:n]]
+
+
+def some_probs(learn):
+    "Images, and the probabilities (n,c) that `learn` itself gives them in float32, by fastai's get_preds."
+    images = some_images(learn)
+    with only_inference(learn), learn.no_bar(): return images, learn.get_preds(dl=learn.dls.test_dl(list(images), rm_type_tfms=0))[0]
+
+
+def probs_of_file(path, images): return Predictor(path).probs(images).numpy()
+
+
+def in_fresh_process(f, *args):
+    with ProcessPoolExecutor(1, get_context("spawn"), quiet_imports) as pool: return torch.from_numpy(pool.submit(f, *args).result())
+
+
+def check_probs(name, want, got):
+    diff = (want - got).abs().max().item()
+    if not diff < TOLERANCE: raise UserError(f"{name} gives other probabilities than the learner (by {diff:.2g}), so it was not kept: please report this.")
+
+
+def describe(learn, cfg, about, metrics):
+    "What model.json says of a run, without anything that tells of this machine's folders."
+    classifier, sz = get_classifier(learn)
+    return {
+        "classes": list(learn.dls.vocab), "superclasses": learn.dls.data.superclasses,
+        "size": sz, "mean": classifier.mean.flatten().tolist(), "std": classifier.std.flatten().tolist(),
+        "dataset": Path(cfg.dataset).name, "arch": cfg.arch, "parameters": metrics["parameters"],
+        "epochs": metrics["epochs"], "seed": metrics["seed"], "images": metrics["images"], "valid": metrics["valid"], "test": metrics["test"],
+        "commands": [without_folders(o) for o in about["commands"]], "versions": about["versions"], "git_commit": about["git_commit"],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def without_folders(command): return shlex.join(Path(o).name if Path(o).is_absolute() else o for o in shlex.split(command))
+
+
+def write_onnx(learn, path):
+    """Write the model to `path` as ONNX: images (n,sz,sz,3) uint8 -> probabilities (n,c), checked with ONNX Runtime.
+
+    Errors: UserError where a package that this needs is missing."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401     torch.onnx needs it
+    except ImportError as e: raise UserError(f"--onnx needs {e.name}: pip install onnx onnxscript onnxruntime") from e
+    classifier, _ = get_classifier(learn)
+    images, probs = some_probs(learn)
+    x = torch.from_numpy(images)
+    program = torch.onnx.export(classifier, (x[:2],), dynamo=True, external_data=False, verbose=False, input_names=["images"],
+                                output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},))
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    check_probs("model.onnx", probs, torch.from_numpy(session.run(None, {"images": images})[0]))
+    write_file(path, content)
+    log.info("%s is written: ONNX Runtime gave the same probabilities on %d images (within %g)", path, len(images), TOLERANCE)
+
+
+def write_weights(learn, path):
+    "Write the weights to `path` as safetensors, with what the model.json beside it says of them as metadata."
+    from safetensors.torch import save
+    about = json.loads(path.with_name("model.json").read_text())
+    tensors = {k: v.detach().contiguous().cpu() for k, v in learn.model.state_dict().items()}
+    write_file(path, save(tensors, {k: json.dumps(about[k]) for k in ("classes", "arch", "size", "mean", "std")}))
+    log.info("%s is written", path)

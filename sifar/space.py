@@ -1,0 +1,115 @@
+"""A run as a Hugging Face Space: a folder that is complete, and its upload."""
+import json
+import platform
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from .errors import UserError
+from .files import write_file
+from .terminal import ROOT, log
+
+NEEDED = "fastai", "fastcore", "gradio", "matplotlib", "numpy", "pillow", "rich", "torch", "torchvision"      # what the page imports
+LICENSE = "apache-2.0"
+
+
+def write_space(run, folder):
+    """Write a complete Space that shows the exported `run` into `folder`, which is empty, new, or an earlier Space.
+
+    Errors: UserError where something else is in it."""
+    run, folder = Path(run), check_folder(folder)
+    about = json.loads((run / "model.json").read_text())
+    if (folder / "sifar").is_dir(): shutil.rmtree(folder / "sifar")             # so that no module of an older sifar stays
+    for path in space_files():
+        write_file(folder / path.relative_to(ROOT), path.read_bytes())
+    for name in ("learner.pkl", "model.json"): write_file(folder / name, (run / name).read_bytes())
+    write_file(folder / "requirements.txt", requirements(about))
+    write_file(folder / "README.md", front_matter(about) + model_card(about))
+    write_file(folder / ".gitattributes", "*.pkl filter=lfs diff=lfs merge=lfs -text\n*.png filter=lfs diff=lfs merge=lfs -text\n")
+    log.info("%s is a complete Space: python app.py starts it there", folder)
+
+
+def check_folder(folder):
+    "`folder`, where a Space may be written into it. Errors: UserError."
+    folder = Path(folder)
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not (folder / "learner.pkl").is_file():
+        raise UserError(f"{folder} holds something else than a Space: choose a new folder.")
+    return folder
+
+
+def space_files(): return [ROOT / "app.py", ROOT / "LICENSE", *sorted((ROOT / "sifar").glob("*.py")), ROOT / "sifar" / "safe_globals.txt", *sorted((ROOT / "examples").glob("*.png"))]
+
+
+def requirements(about):
+    "The exact versions that are installed here, of what the page needs and no more."
+    needed = (*NEEDED, *(["timm"] if about["arch"].startswith("timm:") else []))
+    return "".join(f"{o}=={version(o).split('+')[0]}\n" for o in needed)
+
+
+def front_matter(about):
+    return f"""---
+title: sifar {about["dataset"]}
+emoji: 🔎
+colorFrom: green
+colorTo: blue
+sdk: gradio
+sdk_version: {version("gradio")}
+python_version: "{platform.python_version().rpartition(".")[0]}"
+app_file: app.py
+license: {LICENSE}
+---
+"""
+
+
+def model_card(about):
+    def percent(split, key): return f"{100 * about[split][key]:.2f} %" if about[split] else "not measured"
+    commands = "\n".join(f"    {o}" for o in about["commands"])
+    packages = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+    classes = ", ".join(about["classes"])
+    return f"""
+# {about["arch"]} on {about["dataset"]}
+
+An image classifier of {about["parameters"]:,} parameters for pictures of {about["size"]} x {about["size"]} pixels, trained with fastai by sifar.
+
+| | top-1 | top-5 |
+|---|---|---|
+| test ({about["images"]["test"]:,} images, looked at once, after all choices) | {percent("test", "top1")} | {percent("test", "top5")} |
+| valid ({about["images"]["valid"]:,} images, on which the epoch was chosen) | {percent("valid", "top1")} | {percent("valid", "top5")} |
+
+## How to make it again
+
+With sifar at commit {about["git_commit"] or "(not known)"}, seed {about["seed"]}, {about["epochs"]} epochs on {about["images"]["train"]:,} images:
+
+{commands}
+
+It was trained with {packages}.
+
+## What it is not
+
+It knows only these {len(about["classes"])} classes, and calls every picture one of them; its probabilities are not a measure of danger or of truth. It saw
+small pictures of single things, and is worse on anything else. It is meant for learning and for showing, not for decisions about people.
+
+Classes: {classes}.
+
+`learner.pkl` is a fastai learner. `sifar.load_learner` loads it without running anything in it, and compares its SHA-256 with `model.json`.
+"""
+
+
+def push_space(run, repo):
+    """Upload the Space of `run` to `repo`, USER/NAME on Hugging Face, which is made where it is not there.
+
+    The token is the one of `hf auth login` or the environment variable HF_TOKEN. Errors: UserError."""
+    from huggingface_hub import HfApi, get_token
+    if repo.count("/") != 1 or not all(repo.split("/")): raise UserError(f"--push {repo}: it should be USER/NAME.")
+    token = get_token()
+    if not token: raise UserError("--push needs a token of Hugging Face that may write: run hf auth login, or set HF_TOKEN.")
+    with tempfile.TemporaryDirectory() as folder:
+        write_space(run, folder)
+        try:
+            url = HfApi().create_repo(repo, repo_type="space", space_sdk="gradio", exist_ok=True)
+            HfApi().upload_folder(repo_id=repo, folder_path=folder, repo_type="space", commit_message="The Space of an exported run")
+        except Exception as e:              # of its own, of its HTTP client, of its transfer library, of the system
+            reason = " ".join(str(e).split()).replace(token, "[token]")[:200]
+            raise UserError(f"Hugging Face did not take {repo} ({type(e).__name__}: {reason}): mend that and push again.") from None
+    log.info("%s is on line; its first start takes some minutes", url)

@@ -1,0 +1,314 @@
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+import app
+from sifar import Predictor, TrainConfig, get_dls, get_learner
+from sifar.share import some_images
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = next((o for o in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if o), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+
+
+class Page:
+    "app.py running as its users start it; `log` is what it has printed."
+
+    def __init__(self, folder, *args, cwd=ROOT, python=sys.executable):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.url = f"http://127.0.0.1:{s.getsockname()[1]}"
+        self.folder, self.out = folder, open(folder / "log", "w+")
+        env = {**os.environ, "GRADIO_SERVER_PORT": self.url.rpartition(":")[2], "GRADIO_TEMP_DIR": str(folder / "uploads"), "TMPDIR": str(folder)}
+        env.pop("SIFAR_MODEL", None)
+        self.process = subprocess.Popen([python, "app.py", *map(str, args)], cwd=cwd, env=env, stdout=self.out, stderr=subprocess.STDOUT)
+        for _ in range(600):
+            if "Running on local URL" in self.log(): return
+            assert self.process.poll() is None, self.log()
+            time.sleep(0.2)
+        raise AssertionError(self.log())
+
+    def log(self): return (self.folder / "log").read_text()
+
+    def memory(self): return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1]) // 1024
+
+    def close(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+        self.out.close()
+
+
+@pytest.fixture(scope="module")
+def page(exported, tmp_path_factory):
+    o = Page(tmp_path_factory.mktemp("app"), "--model", exported[0] / "learner.pkl")
+    yield o
+    o.close()
+
+
+@pytest.fixture(scope="module")
+def client(page): return Client(page.url, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    "8 test pictures of digits as files."
+    folder, cfg = tmp_path_factory.mktemp("pictures"), TrainConfig(dataset="digits", arch="resnet8")
+    for i, o in enumerate(some_images(get_learner(get_dls(cfg), cfg), 8)): Image.fromarray(o).save(folder / f"{i}.png")
+    return sorted(folder.iterdir())
+
+
+# ---- the API ----
+
+def test_the_api_gives_what_the_predictor_gives(client, exported, pictures):
+    predictor = Predictor(exported[0])
+    for o in pictures[:3]:
+        got, want = client.predict(handle_file(o), api_name="/predict"), predictor.predict(o)
+        assert got["label"] == want[0][0] and [c["label"] for c in got["confidences"]] == [label for label, _ in want]
+        np.testing.assert_allclose([c["confidence"] for c in got["confidences"]], [p for _, p in want], atol=1e-5)
+
+
+def test_many_at_once_give_a_table(client, exported, pictures):
+    table = client.predict([handle_file(o) for o in pictures], api_name="/predict_batch")
+    assert table["headers"] == ["file", "label 1", "p 1", "label 2", "p 2", "label 3", "p 3"]
+    assert [row[0] for row in table["data"]] == [o.name for o in pictures]
+    assert [row[1] for row in table["data"]] == [o[0][0] for o in Predictor(exported[0]).predict_batch(pictures, 1)]
+
+
+def test_only_the_two_named_endpoints_are_public(client):
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/predict", "/predict_batch"}
+
+
+def test_the_example_of_the_readme_runs(page, exported, tmp_path):
+    code = re.search(r"```python\n(from gradio_client .*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    done = subprocess.run([sys.executable, "-c", code.replace("http://127.0.0.1:7860", page.url)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) > 3, done.stderr
+
+
+def save(img, format, **kwargs):
+    buffer = io.BytesIO()
+    img.save(buffer, format, **kwargs)
+    return buffer.getvalue()
+
+
+WHITE = Image.new("RGB", (40, 40), "white")
+GOOD = {"moves.gif": save(WHITE, "gif", save_all=True, append_images=[Image.new("RGB", (40, 40))]), "cmyk.jpg": save(WHITE.convert("CMYK"), "jpeg"),
+        "deep.png": save(Image.fromarray(np.full((40, 40), 65_535, np.uint16)), "png"), "see_through.png": save(Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "png"),
+        "no_suffix": save(WHITE, "png"), "wrong.png": save(WHITE, "jpeg"), "wide.png": save(Image.new("RGB", (4000, 40), "white"), "png")}
+BAD = {"corrupt.png": (save(WHITE, "png")[:60], "cannot be read as an image"), "empty.png": (b"", "The file is empty"), "text.png": (b"hello", "is not an image"),
+       "vector.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", "is not an image"), "dot.png": (save(Image.new("RGB", (1, 1)), "png"), "only 1 x 1 pixels"),
+       "long.png": (save(Image.new("1", (20_000, 40)), "png"), "20,000 x 40 pixels"), "large.png": (save(Image.new("1", (9000, 9000)), "png"), "9,000 x 9,000"),
+       "bomb.png": (save(Image.new("1", (16_000, 16_000)), "png"), "too large")}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_odd_pictures_are_read_as_what_they_are(client, exported, tmp_path, name):
+    (tmp_path / name).write_bytes(GOOD[name])
+    got, want = client.predict(handle_file(tmp_path / name), api_name="/predict"), Predictor(exported[0]).predict(WHITE)
+    assert got["label"] == want[0][0] and got["confidences"][0]["confidence"] == pytest.approx(want[0][1], abs=0.02)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_good_picture_is_a_message_and_no_traceback(page, client, tmp_path, name):
+    content, text = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AppError, match=text): client.predict(handle_file(tmp_path / name), api_name="/predict")
+    row, = client.predict([handle_file(tmp_path / name)], api_name="/predict_batch")["data"]
+    assert row[0] == name and text in row[1]
+    assert "Traceback" not in page.log()
+
+
+def test_too_many_files_and_none_are_messages(page, client, pictures):
+    with pytest.raises(AppError, match="200 files are too many at once: choose at most 100"):
+        client.predict([handle_file(pictures[0])] * 200, api_name="/predict_batch")
+    assert not client.predict(None, api_name="/predict") and "Traceback" not in page.log()
+
+
+def test_a_file_over_the_cap_is_refused(page, client, tmp_path):
+    (tmp_path / "big.png").write_bytes(bytes(21 * 2**20))
+    with pytest.raises(Exception, match="20|large|413"): client.predict(handle_file(tmp_path / "big.png"), api_name="/predict")
+    assert "Traceback" not in page.log()
+
+
+def ask(url, path): return Client(url, verbose=False).predict(handle_file(path), api_name="/predict")["label"]
+
+
+def test_32_clients_at_once_get_their_answers(page, exported, pictures):
+    want = [o[0][0] for o in Predictor(exported[0]).predict_batch(pictures, 1)]
+    with ThreadPoolExecutor(32) as pool: got = list(pool.map(lambda i: ask(page.url, pictures[i % 8]), range(32)))
+    assert got == [want[i % 8] for i in range(32)]
+
+
+@pytest.mark.slow
+def test_memory_stays_level_over_2000_requests(page, client, pictures):
+    clients = [Client(page.url, verbose=False) for _ in range(32)]
+    levels = []
+    for _ in range(5):
+        with ThreadPoolExecutor(32) as pool:
+            list(pool.map(lambda c: [c.predict(handle_file(pictures[i % 8]), api_name="/predict") for i in range(13)], clients))
+        levels.append(page.memory())
+    print(f"2,080 requests of 32 clients: {levels} MB")
+    assert levels[-1] - levels[0] < 60
+
+
+# ---- which model ----
+
+def test_without_a_model_the_page_says_how_to_make_one(tmp_path):
+    shutil.copy(ROOT / "app.py", tmp_path)
+    (tmp_path / "sifar").symlink_to(ROOT / "sifar")
+    page = Page(tmp_path, cwd=tmp_path)
+    try: assert "python export.py" in str(Client(page.url, verbose=False).config)
+    finally: page.close()
+
+
+def test_the_model_beside_the_app_comes_before_the_newest_export(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "HERE", tmp_path)
+    for i, o in enumerate(("runs/a/old", "runs/a/new")):
+        (tmp_path / o).mkdir(parents=True)
+        (tmp_path / o / "learner.pkl").touch()
+        os.utime(tmp_path / o / "learner.pkl", (i, i))
+    assert app.find_model(None) == tmp_path / "runs/a/new/learner.pkl"
+    (tmp_path / "learner.pkl").touch()
+    assert app.find_model(None) == tmp_path / "learner.pkl" and app.find_model("x.pkl") == Path("x.pkl")
+
+
+def test_a_model_that_does_not_load_is_one_line(tmp_path, capsys):
+    (tmp_path / "learner.pkl").write_text("no learner")
+    for path in (tmp_path / "learner.pkl", tmp_path / "nowhere.pkl"):
+        with pytest.raises(SystemExit) as e: app.main(["--model", str(path)])
+        assert e.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+# ---- a real browser ----
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM: pytest.skip("no chromium on this machine")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as p:
+        o = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield o
+        o.close()
+
+
+@pytest.fixture
+def tab(browser, page, request):
+    "The page in a tab of the size (and colours) that the test asks for; at its end there are no errors on its console, and there is a screenshot."
+    options = getattr(request, "param", {})
+    context = browser.new_context(viewport={"width": 1200, "height": 1100}, **options) if "viewport" not in options else browser.new_context(**options)
+    o, errors = context.new_page(), []
+    o.set_default_timeout(60_000)
+    o.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    o.on("pageerror", lambda e: errors.append(str(e)))
+    o.goto(page.url)
+    o.get_by_text("What is in the picture?").wait_for()
+    yield o
+    shots = ROOT / "build" / "screenshots"
+    shots.mkdir(parents=True, exist_ok=True)
+    o.screenshot(path=shots / f"{re.sub(r'[^a-z0-9]+', '_', request.node.name)}.png", full_page=True)
+    context.close()
+    assert errors == [] and "Traceback" not in page.log()
+
+
+def upload(tab, path): tab.locator("input[type=file]").first.set_input_files(path)
+
+
+def test_a_picture_gives_labels_what_the_model_sees_and_why(tab, exported, pictures):
+    upload(tab, pictures[0])
+    want = [label for label, _ in Predictor(exported[0]).predict(pictures[0])]
+    tab.get_by_test_id("label-output-value").get_by_text(want[0], exact=True).wait_for()
+    tab.locator("text=/\\d+ ms/").wait_for()
+    assert tab.locator("[data-testid$=confidence-set], .confidence-set").count() == 5
+    heat = tab.locator("#why img")
+    heat.wait_for()
+    before = heat.get_attribute("src")
+    assert tab.locator("#seen img").evaluate("o => [o.naturalWidth, o.naturalHeight]") == [256, 256]
+    tab.locator("#choice label").nth(1).click()
+    tab.wait_for_function("before => document.querySelector('#why img')?.src != before", arg=before)
+
+
+def test_an_example_can_be_clicked(tab):
+    tab.get_by_text("Or try one of these").wait_for()
+    tab.locator(".gallery-item, .gallery button, [class*=gallery-item]").first.click()
+    tab.locator("text=/\\d+ ms/").wait_for()
+
+
+def test_a_bad_file_is_a_message_and_the_old_answer_goes(tab, pictures, tmp_path):
+    upload(tab, pictures[0])
+    tab.locator("text=/\\d+ ms/").wait_for()
+    (tmp_path / "bad.png").write_bytes(b"hello")
+    tab.get_by_label("Clear").or_(tab.get_by_title("Clear")).or_(tab.get_by_label("Remove Image")).first.click()
+    upload(tab, tmp_path / "bad.png")
+    tab.get_by_text("is not an image").wait_for()
+    assert tab.locator("text=/\\d+ ms/").count() == 0
+    upload_again = tab.locator("input[type=file]").first
+    assert upload_again.count() <= 1
+
+
+def test_many_pictures_give_a_gallery_and_a_csv_file(tab, pictures, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"hello")
+    tab.get_by_role("tab", name="Many at once").click()
+    tab.locator("#files input[type=file]").set_input_files([*pictures, tmp_path / "bad.png"])
+    tab.locator("#shown img").nth(7).wait_for()
+    tab.get_by_text("is not an image").locator("visible=true").first.wait_for()
+    with tab.expect_download() as download: tab.get_by_text("Download as CSV").click()
+    lines = Path(download.value.path()).read_text().splitlines()
+    assert len(lines) == 10 and lines[0].startswith("file,label 1,p 1") and lines[1].startswith("0.png,")
+
+
+@pytest.mark.parametrize("tab", [{"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}], indirect=True)
+def test_on_a_phone_nothing_is_wider_than_the_screen(tab, pictures):
+    upload(tab, pictures[0])
+    tab.locator("text=/\\d+ ms/").wait_for()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("tab", [{"color_scheme": "dark"}], indirect=True)
+def test_where_the_system_is_dark_the_page_is_dark(tab, pictures):
+    upload(tab, pictures[0])
+    tab.locator("text=/\\d+ ms/").wait_for()
+    assert sum(map(int, re.findall(r"\d+", tab.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])) < 200
+
+
+def test_the_page_tells_about_the_model(tab):
+    tab.get_by_role("tab", name="About the model").click()
+    for text in ("78,042", "resnet8", "test top-1", "it knows only these 10 classes"): tab.get_by_text(text).first.wait_for()
+
+
+def test_the_page_asks_no_other_host(browser, page):
+    asked = []
+    o = browser.new_page()
+    o.on("request", lambda r: asked.append(r.url))
+    o.goto(page.url)
+    o.get_by_text("What is in the picture?").wait_for()
+    o.close()
+    assert asked and [u for u in asked if not u.startswith((page.url, "data:", "blob:"))] == []
+
+
+@pytest.mark.slow
+def test_the_space_runs_in_a_fresh_environment(exported, browser, pictures, tmp_path):
+    space = shutil.copytree(exported[1], tmp_path / "space")
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", "requirements.txt"], cwd=space, check=True)
+    page = Page(tmp_path, cwd=space, python=python)
+    try:
+        tab = browser.new_page()
+        tab.goto(page.url)
+        upload(tab, pictures[0])
+        tab.locator("text=/\\d+ ms/").wait_for(timeout=60_000)
+        assert "Traceback" not in page.log()
+    finally: page.close()

@@ -1,0 +1,229 @@
+"""Run as a script it prints the list of allowed names: python tests/test_safe_pickle.py > sifar/safe_globals.txt"""
+import copyreg
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+
+if __name__ == "__main__": sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from sifar import TrainConfig, UserError, load_learner
+from sifar.config import ARCHS
+from sifar.safe_pickle import LIST, SafeUnpickler
+from sifar.terminal import quiet_imports
+
+TIMM = "timm:resnet18", "timm:convnext_atto", "timm:vit_tiny_patch16_224", "timm:efficientnet_b0", "timm:mobilenetv3_small_050", "timm:regnety_002"
+NOTE = "# What the learners that export.py writes ask for; made by: python tests/test_safe_pickle.py > sifar/safe_globals.txt\n"
+
+
+def needed(folder):
+    "The text of safe_globals.txt as fresh exports of every architecture ask for it."
+    from sifar import get_dls, get_learner
+    seen = set()
+
+    class Recorder(SafeUnpickler):
+        def allow(self, kind, name): seen.add(f"{kind} {name}")
+    for precision, archs in (("fp32", (*ARCHS, *TIMM)), ("bf16", ("resnet8",))):
+        for arch in archs:
+            cfg = TrainConfig(dataset="digits", arch=arch, precision=precision)
+            learn = get_learner(get_dls(cfg), cfg, path=folder)
+            if arch == "resnet8":
+                with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, warmup=0.2)
+            learn.export("learner.pkl", pickle_module=pickle)
+            load_learner(Path(folder) / "learner.pkl", unpickler=Recorder)
+    return NOTE + "".join(f"{o}\n" for o in sorted(seen))
+
+
+def test_the_list_is_what_fresh_exports_of_every_architecture_need(tmp_path):
+    assert LIST.read_text() == needed(tmp_path), "make it anew: python tests/test_safe_pickle.py > sifar/safe_globals.txt"
+
+
+# ---- hostile files ----
+
+def value(o): return pickle.dumps(o, 2)[2:-1]
+def name(module, attr): return f"c{module}\n{attr}\n".encode()
+def short(text): return b"\x8c" + bytes([len(text)]) + text.encode()
+def dotted(module, attr): return short(module) + short(attr) + b"\x93"
+def call(func, *args): return func + b"(" + b"".join(args) + b"tR"
+def getattr_of(o, attr): return call(name("builtins", "getattr"), o, value(attr))
+
+
+def hostile(mark):
+    "Pickles that run something, as (what, opcodes, whether Python's own unpickler lets them make the file `mark`)."
+    touch = f"{sys.executable} -c \"open({mark!r}, 'w')\""
+    code, line = value(f"open({mark!r}, 'w').close()"), value(touch)
+    system, learner = name("os", "system"), name("fastai.learner", "Learner")
+    nested = b"\x80\x04" + call(system, line) + b"."
+    path = name("pathlib", "Path")
+    yield "os.system", call(system, line), True
+    yield "posix.system", call(name("posix", "system"), line), True
+    yield "nt.system", call(name("nt", "system"), line), False
+    yield "eval", call(name("builtins", "eval"), code), True
+    yield "exec", call(name("builtins", "exec"), code), True
+    yield "exec by its old name", call(name("__builtin__", "exec"), code), False
+    yield "open", call(name("builtins", "open"), value(mark), value("w")), True
+    yield "__import__", call(getattr_of(call(name("builtins", "__import__"), value("os")), "system"), line), True
+    yield "subprocess", call(name("subprocess", "getoutput"), line), True
+    yield "Popen", call(name("subprocess", "Popen"), value(["touch", mark])), False
+    yield "fastcore.xtras.run", call(name("fastcore.xtras", "run"), line), True
+    yield "runpy", call(name("runpy", "_run_code"), code, b"}"), True
+    yield "timeit", call(name("timeit", "timeit"), value("1"), code, name("time", "time"), value(1)), False
+    yield "pty", call(name("pty", "spawn"), line), False
+    yield "importlib", call(name("importlib", "import_module"), value("antigravity")), False
+    yield "attrgetter", call(call(name("operator", "attrgetter"), value("system")), name("fastai.learner", "os")), False
+    yield "methodcaller", call(call(name("operator", "methodcaller"), value("system"), line), call(name("importlib", "import_module"), value("os"))), True
+    yield "a dotted name", call(dotted("fastai.learner", "os.system"), line), False
+    yield "a dotted name in a listed module", call(dotted("fastai.learner", "torch.os.system"), line), False
+    yield "a chain of getattr from a listed class", call(getattr_of(getattr_of(getattr_of(learner, "fit"), "__globals__"), "get"), value("x")), True
+    yield "getattr of a method of a listed class", getattr_of(learner, "load"), True
+    yield "a module's attribute", name("fastai.learner", "torch"), True
+    yield "a nested pickle", call(name("pickle", "loads"), value(nested)), True
+    yield "a nested pickle by its inner name", call(name("_pickle", "loads"), value(nested)), True
+    yield "torch.load", call(name("torch", "load"), value("/nowhere")), False
+    yield "torch.hub", call(name("torch.hub", "load"), value("a/b"), value("c")), False
+    yield "map behind set", call(name("__builtin__", "set"), call(name("builtins", "map"), system, value([touch]))), False
+    yield "a listed partial, called", call(call(name("functools", "partial"), name("pathlib", "Path")), value(mark)), True
+    yield "a partial of os.system, called", call(call(name("functools", "partial"), system), line), True
+    yield "a partial filled by __setstate__", call(call(name("functools", "partial"), path) + b"(" + system + b")}N" + b"tb", line), True
+    yield "a memo that is read again as a function", path + b"q\x010" + system + b"q\x010h\x01" + b"0" + call(b"h\x01", line), True
+    yield "the extension registry", call(b"\x82\x77", line), True
+    yield "the extension registry, two bytes", call(b"\x83\x77\x00", line), True
+    yield "INST", b"(" + line + b"ios\nsystem\n", True
+    yield "OBJ", b"(" + system + line + b"o", True
+    yield "NEWOBJ of a class that is not listed", name("io", "FileIO") + value((mark, "w")) + b"\x81", True
+    yield "NEWOBJ_EX", name("io", "FileIO") + value((mark, "w")) + b"}\x92", True
+    yield "filling a listed class itself", name("sifar.dataloaders", "ReadLabel") + b"(N" + value({"no_such": 1}) + b"tb", True
+    yield "filling a function", name("fastai.metrics", "accuracy") + value({"no_such": 1}) + b"b", True
+    yield "calling a class that is only to be filled", call(name("sifar.dataloaders", "ReadImage"), b"N", value(32)), True
+    yield "a function of timm", call(name("timm.models", "create_model"), value("resnet18")), True
+    yield "what a module of torch.nn imports", name("torch.nn.modules.module", "torch"), True
+    yield "calling a layer", call(name("torch.nn.modules.linear", "Identity")), True
+    yield "persistent id as text", b"Pos.system\n", False
+    yield "persistent id of a function", b"(" + value("storage") + system + value("0") + value("cpu") + value(1) + b"tQ", False
+    yield "cloudpickle", call(name("cloudpickle.cloudpickle", "subimport"), value("os")), True
+    yield "code objects", name("types", "CodeType"), True
+    yield "ctypes", call(name("ctypes", "CDLL"), b"N"), True
+    yield "what rebuilds a tensor, given another function", call(name("torch._tensor", "_rebuild_from_type_v2"), path, path, value((mark,)), b"}"), False
+    yield "a file that is removed", call(name("os", "remove"), value(mark)), False
+
+
+def archive(path, pickled, **files):
+    "Write a file as torch.save does, with the opcodes `pickled` as its pickle."
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("learner/data.pkl", b"\x80\x04" + pickled + b".")
+        z.writestr("learner/version", "3\n")
+        z.writestr("learner/byteorder", sys.byteorder)
+        for k, v in files.items(): z.writestr(f"learner/{k}", v)
+    return path
+
+
+class Plain(pickle.Unpickler):
+    def persistent_load(self, pid): return pid
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("what", [o for o, *_ in hostile("x")])
+def test_nothing_in_a_hostile_file_runs(what, tmp_path):
+    mark = tmp_path / "ran"
+    _, pickled, works = next(o for o in hostile(str(mark)) if o[0] == what)
+    copyreg.add_extension("os", "system", 0x77)
+    try:
+        if works: Plain(io.BytesIO(b"\x80\x04" + pickled + b".")).load()        # so the file does what it is meant to, where it is let
+        mark.unlink(missing_ok=True)
+        with pytest.raises(UserError) as e: load_learner(archive(tmp_path / "learner.pkl", pickled))
+    finally: copyreg.remove_extension("os", "system", 0x77)
+    assert not mark.exists() and str(tmp_path / "learner.pkl") in e.value.text and "\n" not in e.value.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_most_hostile_files_are_shown_to_work_on_an_unpickler_that_does_not_check(tmp_path):
+    mark, ran = tmp_path / "ran", 0
+    copyreg.add_extension("os", "system", 0x77)
+    for _, pickled, works in hostile(str(mark)):
+        if works: Plain(io.BytesIO(b"\x80\x04" + pickled + b".")).load()
+        ran += mark.exists()
+        mark.unlink(missing_ok=True)
+    copyreg.remove_extension("os", "system", 0x77)
+    assert ran >= 20
+
+
+# ---- files that are not what they should be ----
+
+@pytest.fixture
+def learner_file(exported, tmp_path):
+    "A copy of an exported learner with its model.json."
+    for o in ("learner.pkl", "model.json"): shutil.copy(exported[0] / o, tmp_path)
+    return tmp_path / "learner.pkl"
+
+
+def refusal(path):
+    with pytest.raises(UserError) as e: load_learner(path)
+    assert "\n" not in e.value.text
+    return e.value.text
+
+
+def test_a_learner_loads_from_its_file_and_from_its_folder(learner_file):
+    assert list(load_learner(learner_file).dls.vocab) == list(load_learner(learner_file.parent).dls.vocab) == list("0123456789")
+    learner_file.with_name("model.json").unlink()
+    assert list(load_learner(learner_file).dls.vocab) == list("0123456789")
+
+
+def test_a_file_that_was_altered_is_refused(learner_file):
+    content = bytearray(learner_file.read_bytes())
+    content[len(content) // 2] ^= 1
+    learner_file.write_bytes(content)
+    assert "SHA-256 differs" in refusal(learner_file)
+    learner_file.with_name("model.json").write_text("{")
+    assert "model.json is damaged" in refusal(learner_file)
+
+
+@pytest.mark.parametrize("n", [0, 1, 1000, 100_000, -1])
+def test_a_truncated_file_is_refused(learner_file, n):
+    learner_file.with_name("model.json").unlink()
+    learner_file.write_bytes(learner_file.read_bytes()[:n])
+    assert "no learner file, or a damaged one" in refusal(learner_file)
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"\x80\x04N.", b"\x89PNG\r\n\x1a\n", b"PK\x05\x06" + bytes(18)])
+def test_another_kind_of_file_is_refused(tmp_path, content):
+    (tmp_path / "learner.pkl").write_bytes(content)
+    assert "make one with python export.py" in refusal(tmp_path / "learner.pkl")
+
+
+def test_what_is_no_learner_is_refused(tmp_path):
+    assert "learner.pkl" in refusal(archive(tmp_path / "learner.pkl", b"}"))
+    assert "learner.pkl" in refusal(archive(tmp_path / "learner.pkl", value([1, 2])))
+    assert "holds no learner" in refusal(archive(tmp_path / "learner.pkl", b"N", **{"constants.pkl": b"N."}))
+    assert "is missing" in refusal(tmp_path / "nothing.pkl")
+
+
+def test_a_file_that_unpacks_to_more_than_it_is_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "learner.pkl", "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("learner/data.pkl", b"\x80\x04N.")
+        z.writestr("learner/data/0", bytes(100_000_000))
+    assert "holds no learner" in refusal(tmp_path / "learner.pkl")
+
+
+def test_the_sum_of_the_file_is_in_model_json(exported):
+    about = json.loads((exported[0] / "model.json").read_text())
+    assert about["sha256"] == hashlib.sha256((exported[0] / "learner.pkl").read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    quiet_imports()
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.devnull, "w") as null:
+            stdout, sys.stdout = sys.stdout, null
+            text = needed(folder)
+        sys.stdout = stdout
+        print(text, end="")

@@ -1,0 +1,283 @@
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.progress import CSVLogger
+from fastai.callback.tracker import SaveModelCallback
+from fastai.data.all import Transform
+from fastai.torch_core import TensorImage
+from safetensors.torch import load_file
+
+import export
+from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner, load_learner
+from sifar.learner import load_run
+from sifar.predict import main as predict
+from sifar.share import write_learner
+
+ROOT = Path(__file__).parents[1]
+
+
+def failure(capsys, f, *args):
+    "The line that a command writes to stderr as it ends with exit code 2."
+    with pytest.raises(SystemExit) as e: f([str(o) for o in args])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and err.count("\n") == 1
+    return err
+
+
+def tensors_equal(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---- learner.pkl and model.json ----
+
+def test_an_export_says_what_it_is(exported):
+    about, metrics = (json.loads((exported[0] / o).read_text()) for o in ("model.json", "metrics.json"))
+    assert about["classes"] == list("0123456789") and about["superclasses"] is None and about["size"] == 32 and len(about["mean"]) == len(about["std"]) == 3
+    assert about["arch"] == "resnet8" and about["parameters"] == 78_042 and about["epochs"] == 8 and about["dataset"] == "digits"
+    assert about["test"] == metrics["test"] and about["valid"] == metrics["valid"] and about["images"] == metrics["images"]
+    assert len(about["commands"]) == 1 and torch.__version__.startswith(about["versions"]["torch"]) and re.match(r"\d{4}-\d\d-\d\dT", about["date"])
+
+
+def test_nothing_that_is_exported_tells_of_this_machines_folders(exported):
+    run, space = exported
+    for path in (run / "model.json", run / "learner.pkl", space / "README.md"):
+        assert not re.search(rf"{re.escape(str(run.parents[1]))}|{re.escape(str(Path.home()))}/".encode(), path.read_bytes()), path
+
+
+def test_the_exported_learner_is_the_run(exported):
+    with torch.no_grad(): assert tensors_equal(load_learner(exported[0]).model.state_dict(), load_run(exported[0]).model.state_dict())
+
+
+def test_nothing_but_the_named_files_is_left(exported):
+    left = {o.name for o in exported[0].iterdir()}
+    assert left == {"config.json", "history.csv", "metrics.json", "models", "training_log.txt", "learner.pkl", "model.json", "model.onnx", "model.safetensors"}
+
+
+def test_callbacks_that_log_and_save_are_no_hindrance_and_stay_with_the_learner(tmp_path):
+    cfg = TrainConfig(dataset="digits", arch="resnet8", precision="bf16")
+    learn = get_learner(get_dls(cfg), cfg, path=tmp_path)
+    learn.add_cbs([CSVLogger(), SaveModelCallback()])
+    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, warmup=0.2)
+    types = {type(o) for o in learn.cbs}
+    write_learner(learn, tmp_path / "learner.pkl", {"classes": list(learn.dls.vocab)})
+    assert {type(o) for o in learn.cbs} == types > {CSVLogger, SaveModelCallback} and learn.path == tmp_path and len(learn.dls.train_ds) and learn.opt is not None
+    assert {type(o).__name__ for o in load_learner(tmp_path).cbs} <= {"TrainEvalCallback", "Recorder", "CastToTensor", "ProgressCallback"}
+
+
+class Brighter(Transform):
+    def encodes(self, x: TensorImage): return x * 1.1
+
+
+def test_an_export_that_does_not_load_is_not_kept(run_folder, tmp_path):
+    learn = load_run(run_folder)
+    learn.dls.valid.after_batch.add(Brighter())             # which the Predictor does not know of
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match="not safe to load"): write_learner(learn, tmp_path / "learner.pkl", {})
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_export_that_gives_other_probabilities_is_not_kept(run_folder, tmp_path):
+    learn = load_run(run_folder)
+    learn.dls.valid.after_batch.fs.append(learn.dls.valid.after_batch.fs[-1])           # normalised twice
+    with pytest.raises(UserError, match="learner.pkl gives other probabilities"): write_learner(learn, tmp_path / "learner.pkl", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_not_finished_or_damaged_is_one_line(run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "runs holds no finished run" in failure(capsys, export.main)
+    assert "'nowhere' is no run folder" in failure(capsys, export.main, "nowhere")
+    run = Path(shutil.copytree(run_folder, tmp_path / "runs" / "digits" / "copy", ignore=shutil.ignore_patterns("learner.pkl", "model.*")))
+    (run / "metrics.json").rename(run / "metrics")
+    assert f"is not finished, it has no metrics.json: go on with it by python train.py --resume {run}" in failure(capsys, export.main, run)
+    (run / "metrics.json").write_text("{")
+    assert "metrics.json is damaged" in failure(capsys, export.main)
+    (run / "config.json").write_text("{")
+    assert "config.json is damaged" in failure(capsys, export.main, run)
+    assert "Unrecognized options: --onxx" in failure(capsys, export.main, "--onxx")
+    assert not (run / "learner.pkl").exists()
+
+
+def test_the_newest_finished_run_is_the_default(run_folder, tmp_path, monkeypatch, capsys):
+    for name in ("old", "new"): shutil.copytree(run_folder, tmp_path / "runs" / "digits" / name, ignore=shutil.ignore_patterns("learner.pkl", "model.*"))
+    os.utime(tmp_path / "runs" / "digits" / "old" / "metrics.json", (1, 1))
+    monkeypatch.chdir(tmp_path)
+    export.main([])
+    assert (tmp_path / "runs" / "digits" / "new" / "learner.pkl").exists() and not (tmp_path / "runs" / "digits" / "old" / "learner.pkl").exists()
+    out = capsys.readouterr().out
+    assert "a fresh process loaded it, and gave the same probabilities on 64 images" in out and "app.py --model runs/digits/new/learner.pkl" in out
+
+
+# ---- other formats ----
+
+def test_onnx_takes_images_and_gives_probabilities(exported):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(exported[0] / "model.onnx")
+    x = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    for n in (1, 7): np.testing.assert_allclose(session.run(None, {"images": x[:n]})[0], Predictor(exported[0]).probs(x[:n]), atol=1e-5)
+
+
+def test_weights_are_those_of_the_run(exported):
+    assert tensors_equal(load_file(exported[0] / "model.safetensors"), load_run(exported[0]).model.state_dict())
+
+
+def test_a_missing_package_is_named(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    copy = shutil.copytree(run_folder, tmp_path / "copy")
+    assert "pip install onnx onnxscript onnxruntime" in failure(capsys, export.main, copy, "--onnx")
+
+
+# ---- python -m sifar.predict ----
+
+@pytest.fixture(scope="module")
+def digits(exported, tmp_path_factory):
+    "A folder with 70 test pictures as files, an unreadable one and a hidden one; and their array."
+    folder = tmp_path_factory.mktemp("digits")
+    data = load_run(exported[0]).dls.data
+    from PIL import Image
+    for i, o in enumerate(data.images[data.test[:70]]): Image.fromarray(o).save(folder / f"{i:02}.png")
+    (folder / "broken.png").write_bytes(b"nothing")
+    (folder / ".hidden").write_bytes(b"nothing")
+    return folder, data.images[data.test[:70]]
+
+
+def test_predict_writes_a_table_of_a_folder(exported, digits, tmp_path, capsys):
+    folder, x = digits
+    predict([str(exported[0]), str(folder), "--top-k", "2", "--csv", str(tmp_path / "out.csv")])
+    with open(tmp_path / "out.csv") as f: rows = list(csv.DictReader(f))
+    probs = Predictor(exported[0]).probs(x)
+    assert [o["file"] for o in rows] == [str(folder / f"{i:02}.png") for i in range(70)] and list(rows[0]) == ["file", "label_1", "probability_1", "label_2", "probability_2"]
+    assert [o["label_1"] for o in rows] == [str(o) for o in probs.argmax(1).tolist()]
+    np.testing.assert_allclose([float(o["probability_1"]) for o in rows], probs.max(1).values, atol=2e-6)
+    out = capsys.readouterr().out
+    assert f"Skipped: {folder / 'broken.png'} is not an image" in out and "70 of 71 images classified" in out and ".hidden" not in out
+
+
+def test_predict_prints_a_line_an_image(exported, digits, capsys):
+    predict([str(exported[0] / "learner.pkl"), str(digits[0] / "00.png"), str(digits[0] / "01.png"), "--top-k", "1"])
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 2 and re.search(r"00\.png  \d \d+\.\d %$", out[0])
+
+
+def test_what_predict_cannot_do_is_one_line(exported, digits, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for args, text in ((("nowhere", "a.png"), "is missing: make it with python export.py"), ((exported[0], "a.png"), "a.png is missing"),
+                       ((exported[0], tmp_path / "empty"), "holds no files"), ((exported[0], digits[0] / "broken.png"), "None of the 1 files"),
+                       ((exported[0],), "No images are named"), ((exported[0], digits[0], "--top-k", "0"), "--top-k 0 is out of range")):
+        assert text in failure(capsys, predict, *args)
+
+
+# ---- a Space ----
+
+def test_a_space_is_complete(exported):
+    run, space = exported
+    assert {o.name for o in space.iterdir()} == {"app.py", "sifar", "examples", "learner.pkl", "model.json", "requirements.txt", "README.md", ".gitattributes", "LICENSE"}
+    assert (space / "learner.pkl").read_bytes() == (run / "learner.pkl").read_bytes()
+    lines = (space / "requirements.txt").read_text().split()
+    assert all(re.fullmatch(r"[a-z]+==[\d.]+", o) for o in lines) and not any(o.startswith(("albumentations", "tyro", "timm")) for o in lines)
+    head, card = (space / "README.md").read_text().split("---\n")[1:3]
+    front = dict(o.split(": ") for o in head.splitlines())
+    assert front["sdk"] == "gradio" and f"gradio=={front['sdk_version']}" in lines and front["app_file"] == "app.py" and front["license"] == "apache-2.0"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert f"{100 * metrics['test']['top1']:.2f} %" in card and json.loads((run / "model.json").read_text())["commands"][0] in card
+    assert "*.pkl filter=lfs" in (space / ".gitattributes").read_text() and len(list((space / "examples").glob("*.png"))) > 8
+
+
+def test_a_space_predicts_by_itself_without_what_only_training_needs(exported, tmp_path):
+    space = shutil.copytree(exported[1], tmp_path / "space", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "\n".join(("import sys", "for o in ('albumentations', 'timm', 'tyro', 'onnxruntime'): sys.modules[o] = None",
+                      "import app", "page = app.build(app.find_model(None))", "assert sorted(page.config)"))
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=space, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_with_something_else_is_not_overwritten(exported, tmp_path, capsys):
+    (tmp_path / "thesis.doc").write_text("years of work")
+    assert "holds something else than a Space" in failure(capsys, export.main, exported[0], "--space", tmp_path)
+    assert [o.name for o in tmp_path.iterdir()] == ["thesis.doc"]
+
+
+class Hub(BaseHTTPRequestHandler):
+    "The calls of Hugging Face's API that an upload needs; what came is in `server.calls` and `server.stored`."
+    protocol_version = "HTTP/1.1"
+
+    def answer(self):
+        body = self.read()
+        self.server.calls.append((self.path, self.headers.get("authorization")))
+        here = f"http://127.0.0.1:{self.server.server_port}"
+        status, reply = 200, {}
+        if self.path == "/api/repos/create":
+            status, reply = self.server.status, {"url": f"{here}/spaces/someone/demo"} if self.server.status == 200 else {"error": "no"}
+        elif self.path == "/api/spaces/someone/demo": status, reply = 404, {"error": "not found"}
+        elif "preupload" in self.path:
+            reply = {"files": [{"path": o["path"], "uploadMode": "lfs" if o["path"].endswith((".pkl", ".png")) else "regular", "shouldIgnore": False} for o in json.loads(body)["files"]]}
+        elif self.path.endswith("objects/batch"):
+            reply = {"transfer": "basic", "objects": [{**o, "actions": {"upload": {"href": f"{here}/lfs/{o['oid']}"}}} for o in json.loads(body)["objects"]]}
+        elif self.path.startswith("/lfs/"): self.server.stored[self.path] = body
+        elif "/commit/" in self.path:
+            self.server.stored["commit"] = [json.loads(o) for o in body.splitlines()]
+            reply = {"commitUrl": f"{here}/spaces/someone/demo/commit/{40 * '0'}", "commitOid": 40 * "0", "success": True}
+        content = json.dumps(reply).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+    do_GET = do_POST = do_PUT = answer
+
+    def read(self):
+        if self.headers.get("transfer-encoding") != "chunked": return self.rfile.read(int(self.headers.get("content-length") or 0))
+        body = b""
+        while n := int(self.rfile.readline(), 16): body, _ = body + self.rfile.read(n), self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def log_message(self, *args): pass
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.calls, server.stored, server.status = [], {}, 200
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def push(run, port, token="hf_secret", name="someone/demo"):
+    env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(run / "nowhere"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": token}
+    code = f"from sifar.errors import one_line_errors\nfrom sifar.space import push_space\nfrom sifar.terminal import log_to_screen\nlog_to_screen()\nwith one_line_errors(): push_space({str(run)!r}, {name!r})"
+    return subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=env, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_push_uploads_the_space(exported, hub):
+    done = push(exported[0], hub.server_port)
+    assert done.returncode == 0 and "/spaces/someone/demo is on line" in done.stdout.replace("\n", " "), done.stderr
+    assert (exported[0] / "learner.pkl").read_bytes() in hub.stored.values()
+    names = {o["value"]["path"] for o in hub.stored["commit"] if o["key"] in ("file", "lfsFile")}
+    assert {"app.py", "learner.pkl", "model.json", "README.md", "requirements.txt", ".gitattributes", "sifar/inference.py", "examples/apple.png"} <= names
+    assert {o for path, o in hub.calls if path.startswith("/api/spaces")} == {"Bearer hf_secret"} and "hf_secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("status", [401, 403, 500])
+def test_a_refused_push_is_one_line_without_the_token(exported, hub, status):
+    hub.status = status
+    done = push(exported[0], hub.server_port)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and str(status) in done.stderr and "hf_secret" not in done.stdout + done.stderr
+
+
+def test_a_push_without_a_network_a_token_or_a_name_is_one_line(exported):
+    for kwargs, text in (({}, "Connection refused"), ({"token": ""}, "run hf auth login, or set HF_TOKEN"), ({"name": "demo"}, "it should be USER/NAME"), ({"name": "a/b c"}, "a/b c")):
+        done = push(exported[0], 9, **kwargs)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and text in done.stderr, done.stderr
