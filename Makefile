@@ -2,11 +2,14 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test
+.PHONY: demo app test
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
 	$(BIN)/python train.py --preset smoke --dataset digits
+
+app: .venv/installed
+	$(BIN)/python app.py
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .
