@@ -1,9 +1,11 @@
 #!/usr/bin/env python
 """A page that shows an exported learner to the world: python app.py --model runs/cifar100/RUN/learner.pkl"""
 import argparse
+import csv
 import io
 import json
 import os
+import re
 import time
 from functools import wraps
 from pathlib import Path
@@ -11,13 +13,15 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from sifar.errors import UserError, one_line_errors
 from sifar.terminal import quiet_imports
 
 HERE = Path(__file__).parent
-MAX_FILES, MAX_MB, MIN_SIDE = 100, 20, 4        # pictures at once, size of an upload, pixels
+MAX_FILES, MAX_MB = 100, 20                     # pictures at once; size of an upload
+MIN_SIDE, MAX_PIXELS = 4, 24_000_000            # of a picture, looked at before it is decoded
 UNSURE = 0.5                                    # below this probability the page says so
 NO_MODEL = """# No model yet
 
@@ -27,7 +31,8 @@ Train one and export it, then start this page again:
     python export.py
     python app.py
 """
-CSS = ".gradio-container {max-width: 1100px !important; width: 100% !important; margin: auto} .gradio-container main {width: 100%}"
+HEADERS = ["file", "label", "probability", "or else"]
+CSS = "#about td:first-child, #about th:first-child {white-space: nowrap} .gradio-container {max-width: 1100px !important; width: 100% !important; margin: auto} .gradio-container main {width: 100%}"
 
 
 def find_model(named):
@@ -38,22 +43,24 @@ def find_model(named):
 
 
 def show_errors(f):
-    "What a user can mend becomes a message in the page, without a traceback in the log."
+    "What a user can mend becomes a message, without a traceback in the log."
     @wraps(f)
     def inner(*args):
         try: return f(*args)
-        except UserError as e: raise gr.Error(e.text, title="That did not work", print_exception=False) from e
+        except UserError as e: raise gr.Error(e.text, print_exception=False) from e
     return inner
 
 
 def read(predictor, file):
-    "The picture in an uploaded file, as the model sees it. Errors: UserError."
-    content = Path(file).read_bytes()
-    if not content: raise UserError("The file is empty.")
-    if len(content) > MAX_MB * 2**20: raise UserError(f"The file is too large: at most {MAX_MB} MB are read.")
-    seen, (width, height) = predictor.read(content), Image.open(io.BytesIO(content)).size
-    if min(width, height) < MIN_SIDE: raise UserError(f"The picture has only {width} x {height} pixels: there is nothing to see in it.")
-    return seen
+    "The picture in an uploaded file, a dictionary as Gradio sends it, as the model sees it. Errors: UserError."
+    path = Path(file["path"] if isinstance(file, dict) and isinstance(file.get("path"), str) else "").resolve()
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()) or not path.is_file(): raise UserError("That is no uploaded file.")
+    if not path.stat().st_size: raise UserError("The file is empty.")
+    if path.stat().st_size > MAX_MB * 2**20: raise UserError(f"The file is too large: at most {MAX_MB} MB are read.")
+    return predictor.read(path.read_bytes(), MIN_SIDE, MAX_PIXELS)
+
+
+def name_of(file): return file.get("orig_name") or Path(file["path"]).name
 
 
 def enlarge(img): return img.resize((256, 256), Image.Resampling.NEAREST)
@@ -67,26 +74,37 @@ def overlay(img, heat):
     return Image.blend(enlarge(img), colours, 0.55)
 
 
+def plain(text):
+    "Text that Markdown shows as it is."
+    return re.sub(r"([^\w\s])", r"\\\1", str(text))
+
+
 def sentence(predictor, top, ms):
     "The line below the labels: what it is, how sure, how long it took."
     label, p = top[0]
-    kind = f" · superclass *{predictor.superclasses[predictor.vocab.index(label)]}*" if predictor.superclasses else ""
-    if p >= UNSURE: return f"**{label}**{kind} · {ms:.0f} ms"
-    return f"⚠️ **Not sure**: the likeliest is {label}, with {p:.0%}. Perhaps it is something that the model does not know.{kind} · {ms:.0f} ms"
+    kind = f" · superclass *{plain(predictor.superclasses[predictor.vocab.index(label)])}*" if predictor.superclasses else ""
+    if p >= UNSURE: return f"**{plain(label)}**{kind} · {ms:.0f} ms"
+    return f"⚠️ **Not sure**: the likeliest is {plain(label)}, with {p:.0%}. Perhaps it is something that the model does not know.{kind} · {ms:.0f} ms"
 
 
 def about(path, predictor):
     "What model.json says of the model, as Markdown."
     file = path.with_name("model.json")
     o = json.loads(file.read_text()) if file.is_file() else {}
-    rows = {"architecture": o.get("arch"), "parameters": f"{o['parameters']:,}" if o else None,
-            "trained on": f"{o['dataset']}, {o['images']['train']:,} images, {o['epochs']} epochs" if o else None,
-            **({f"test {k}": f"{100 * o['test'][v]:.2f} %" for k, v in (("top-1", "top1"), ("top-5", "top5"))} if o.get("test") else {}),
-            "command": " then ".join(f"`{c}`" for c in o.get("commands", [])), "date": o.get("date", "")[:10]}
-    table = "\n".join(f"| {k} | {v} |" for k, v in rows.items() if v)
-    return (f"| model | {path.parent.name} |\n|---|---|\n{table}\n\n" if table else "") + (
+    rows = {"architecture": o.get("arch"), "parameters": o.get("parameters") and f"{o['parameters']:,}", "trained on": o.get("dataset"), "epochs": o.get("epochs"),
+            "training images": (o.get("images") or {}).get("train"), **{f"test top-{k}": f"{100 * v:.2f} %" for k in (1, 5) if (v := (o.get("test") or {}).get(f"top{k}"))},
+            "commands": ", then ".join(o.get("commands") or []), "date": (o.get("date") or "")[:10]}
+    table = "\n".join(f"| {k} | {plain(v)} |" for k, v in rows.items() if v)
+    return f"{table}\n\n".replace("\n", "\n|---|---|\n", 1) + (
         f"It sees every picture as {predictor.sz} x {predictor.sz} pixels, and **it knows only these {len(predictor.vocab)} classes**: whatever else is in a picture, "
-        f"it will call it one of them.\n\n{', '.join(predictor.vocab)}")
+        f"it will call it one of them.\n\n{plain(', '.join(predictor.vocab))}")
+
+
+def to_csv(rows):
+    "The rows of the table as the bytes of a CSV file; what a spreadsheet would take for a formula is marked as text."
+    text = io.StringIO()
+    csv.writer(text).writerows([[f"'{o}" if str(o).startswith(("=", "+", "-", "@")) else o for o in row] for row in [HEADERS, *rows]])
+    return text.getvalue().encode(errors="replace")
 
 
 def build(path):
@@ -102,73 +120,77 @@ def build(path):
     @show_errors
     def predict(file): return dict(predictor.predict(read(predictor, file), k)) if file else None
 
-    @show_errors
-    def look(file):
-        "What goes with the labels: a sentence, the picture as the model sees it, and why it is the likeliest class."
-        if not file: return None, None, gr.Radio(choices=[], value=None), None
-        start = time.perf_counter()
-        img = read(predictor, file)
-        top = predictor.predict(img, k)
-        ms = 1000 * (time.perf_counter() - start)
-        return sentence(predictor, top, ms), enlarge(img), gr.Radio(choices=[label for label, _ in top], value=top[0][0]), why_picture(img, top[0][0])
+    def show(file):
+        "All that is shown of one picture: labels, a sentence, the picture as the model sees it, the choice of classes, the heat map."
+        nothing = None, "", None, gr.Radio(choices=[], value=None, visible=False), None
+        if not file: return nothing
+        try:
+            start = time.perf_counter()
+            img = read(predictor, file)
+            top = predictor.predict(img, k)
+            ms = 1000 * (time.perf_counter() - start)
+        except UserError as e: return None, f"⚠️ {plain(e.text)}", *nothing[2:]
+        return dict(top), sentence(predictor, top, ms), enlarge(img), gr.Radio(choices=[o for o, _ in top], value=top[0][0], visible=True), why_picture(img, top[0][0])
 
     def why_picture(img, label):
         heat = predictor.heat_map(img, label)
         return None if heat is None else overlay(img, heat)
 
     @show_errors
-    def why(file, label): return why_picture(read(predictor, file), label) if file and label else None
+    def why(file, label): return why_picture(read(predictor, file), label) if file and label in predictor.vocab else None
 
-    @show_errors
-    def predict_batch(files):
-        if not files: return None
+    def classify(files):
+        "For each file its row of the table, and the picture as the model sees it or None."
         if len(files) > MAX_FILES: raise UserError(f"{len(files)} files are too many at once: choose at most {MAX_FILES}.")
-        rows = []
         for file in files:
-            name = Path(file).name
-            try: top = predictor.predict(read(predictor, file), 3)
-            except UserError as e: rows.append([name, e.text, None, *[None] * 4])
-            else: rows.append([name, *(v for label, p in top for v in (label, round(p, 4))), *[None] * (6 - 2 * len(top))])
-        return rows
+            try: img = read(predictor, file)
+            except UserError as e: yield [name_of(file), e.text, None, None], None
+            else:
+                (label, p), *others = predictor.predict(img, 3)
+                yield [name_of(file), label, round(p, 4), ", ".join(f"{o} {q:.1%}" for o, q in others)], img
 
     @show_errors
-    def gallery(files, table):
-        "The readable pictures with their labels, and the table as a CSV file."
-        if not files: return None, gr.DownloadButton(interactive=False)
-        shown = [(enlarge(read(predictor, f)), f"{label} {p:.0%}") for f, (_, label, p, *_) in zip(files, table.itertuples(index=False)) if p == p and p is not None]
-        content = table.to_csv(index=False).encode()
-        return shown, gr.DownloadButton(value=save_bytes_to_cache(content, "predictions.csv", download.GRADIO_CACHE), interactive=True)
+    def predict_batch(files): return [row for row, _ in classify(files or [])]
+
+    def show_many(files):
+        "The table, the readable pictures with their labels, and the table as a CSV file."
+        try: rows, images = zip(*classify(files)) if files else ((), ())
+        except UserError as e:
+            gr.Warning(e.text)
+            rows, images = (), ()
+        shown = [(enlarge(img), f"{row[1]} {row[2]:.0%}") for row, img in zip(rows, images) if img]
+        file = save_bytes_to_cache(to_csv(rows), "predictions.csv", get_upload_folder()) if rows else None
+        return list(rows) or None, shown, gr.DownloadButton(value=file, interactive=bool(rows))
 
     examples = [str(o) for o in sorted((HERE / "examples").glob("*.png")) if o.stem in predictor.vocab]
     with gr.Blocks(title="sifar", analytics_enabled=False, delete_cache=(300, 600)) as page:
-        gr.Markdown(f"# What is in the picture?\nA small network that knows {len(predictor.vocab)} classes, such as {', '.join(predictor.vocab[:5])}.")
-        with gr.Tab("One picture"):
+        gr.Markdown(f"# What is in the picture?\nA small network that knows {len(predictor.vocab)} classes, such as {plain(', '.join(predictor.vocab[:5]))}.")
+        with gr.Tab("One"):
             with gr.Row():
-                with gr.Column():
-                    image = gr.Image(label="Picture", sources=["upload", "clipboard", "webcam"], type="filepath", height=320)
-                    image.preprocess = lambda file: file.path if file else None         # our code, not Gradio's, opens what comes
-                    if examples: gr.Examples(examples, image, label="Or try one of these")
+                image = gr.Image(label="Picture", sources=["upload", "clipboard", "webcam"], type="filepath", height=320)
                 with gr.Column():
                     labels = gr.Label(label="It looks like", num_top_classes=k)
-                    note = gr.Markdown()
+                    note = gr.Markdown(elem_id="note")
+            if examples: gr.Examples(examples, image, label="Or try one of these")
             with gr.Row():
-                seen = gr.Image(label=f"What it sees: {predictor.sz} x {predictor.sz} pixels", interactive=False, height=340, buttons=[], elem_id="seen")
-                heat = gr.Image(label="Why: where it sees it (Grad-CAM)", interactive=False, height=340, buttons=[], elem_id="why")
-            choice = gr.Radio(choices=[], label="Why not another class? Show where it sees ...", elem_id="choice")
-        with gr.Tab("Many at once"):
+                seen = gr.Image(label=f"It sees {predictor.sz} x {predictor.sz} pixels", interactive=False, height=340, buttons=[], elem_id="seen")
+                heat = gr.Image(label="Why: where it sees it", interactive=False, height=340, buttons=[], elem_id="why")
+            choice = gr.Radio(choices=[], label="Why not another class? Show where it sees ... (Grad-CAM)", elem_id="choice", visible=False)
+        with gr.Tab("Many"):
             files = gr.File(label=f"Up to {MAX_FILES} pictures", file_count="multiple", height=160, elem_id="files")
-            table = gr.Dataframe(headers=["file", *(f"{o} {i}" for i in (1, 2, 3) for o in ("label", "p"))], label="Labels and their probabilities", interactive=False,
-                                 wrap=True, column_widths=["22%", "26%", "9%", "15%", "9%", "15%", "9%"])
-            download = gr.DownloadButton("Download as CSV", interactive=False)
-            shown = gr.Gallery(label="Pictures", columns=6, object_fit="contain", height="auto", elem_id="shown")
-        with gr.Tab("About the model"): gr.Markdown(about(path, predictor))
+            table = gr.Dataframe(headers=HEADERS, label="Labels and their probabilities", interactive=False, wrap=True, column_widths=["27%", "28%", "17%", "28%"])
+            download = gr.DownloadButton("Download as CSV", interactive=False, variant="primary")
+            shown = gr.Gallery(label="Pictures", columns=6, fit_columns=False, object_fit="contain", height="auto", elem_id="shown")
+        with gr.Tab("About"): gr.Markdown(about(path, predictor), elem_id="about")
 
-        private, details = {"api_visibility": "private", "show_progress": "hidden"}, [note, seen, choice, heat]
-        first = image.change(predict, image, labels, api_name="predict", show_progress="minimal")
-        first.success(look, image, details, **private)
-        first.failure(lambda: (None, None, None, gr.Radio(choices=[], value=None), None), None, [labels, *details], **private)
+        # Gradio must not open what was uploaded, our code does: preprocess=False. One event sets all that belongs together, and the last one wins.
+        private = {"preprocess": False, "api_visibility": "private", "trigger_mode": "always_last", "show_progress": "minimal"}
+        image.change(show, image, [labels, note, seen, choice, heat], **private)
         choice.input(why, [image, choice], heat, **private)
-        files.change(predict_batch, files, table, api_name="predict_batch").success(gallery, [files, table], [shown, download], **private)
+        files.change(show_many, files, [table, shown, download], **private)
+        api = gr.Button(visible=False)
+        api.click(predict, image, labels, api_name="predict", preprocess=False)
+        api.click(predict_batch, files, table, api_name="predict_batch", preprocess=False)
     return page.queue(max_size=128, default_concurrency_limit=2)
 
 
@@ -179,7 +201,7 @@ def main(args=None):
         quiet_imports()
         page = build(find_model(parser.parse_args(args).model))
         theme = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-        page.launch(theme=theme, css=CSS, footer_links=["api"], max_file_size=f"{MAX_MB}mb", show_error=False)
+        page.launch(theme=theme, css=CSS, footer_links=["api", "settings"], max_file_size=f"{MAX_MB}mb", show_error=False)
 
 
 if __name__ == "__main__": main()

@@ -35,7 +35,7 @@ def export(run, onnx=False, weights=False, space=None, push=None):
     if onnx: write_onnx(learn, run / "model.onnx")
     if weights: write_weights(learn, run / "model.safetensors")
     if space: write_space(run, space)
-    if push: push_space(run, push)
+    if push is not None: push_space(run, push)
     return run / "learner.pkl"
 
 

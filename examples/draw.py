@@ -419,23 +419,7 @@ def automobile():
     return p
 
 
-# ---- digits ----
-
-def three():
-    "A handwritten 3."
-    p = Picture(Image.new("RGB", (SIDE, SIDE)))
-    p.line("#ffffff", smooth([(24, 15), (44, 9), (64, 16), (63, 34), (45, 47), (66, 58), (72, 74), (56, 90), (36, 91), (20, 83)], False), 17, soft=4)
-    return p
-
-def seven():
-    "A handwritten 7 with a bar."
-    p = Picture(Image.new("RGB", (SIDE, SIDE)))
-    p.line("#ffffff", [(26, 16), (50, 10), (72, 12), (68, 34), (56, 60), (44, 92)], 17, soft=4)
-    p.line("#ffffff", [(30, 55), (80, 50)], 15, soft=4)
-    return p
-
-
-PICTURES = {o.__name__: o for o in (apple, orange, sunflower, clock, mountain, rocket, cloud, bottle, airplane, ship, automobile)} | {"3": three, "7": seven}
+PICTURES = {o.__name__: o for o in (apple, orange, sunflower, clock, mountain, rocket, cloud, bottle, airplane, ship, automobile)}
 
 if __name__ == "__main__":
     for name, draw in PICTURES.items(): draw().im.reduce(SCALE).save(Path(__file__).with_name(f"{name}.png"), optimize=True)

@@ -1,4 +1,5 @@
 """Which data sets there are: read and checked, as one array of images with labels, class names and splits."""
+import functools
 import hashlib
 import io
 import os
@@ -180,28 +181,36 @@ def read_digits():
 MAX_PIXELS, MAX_SIDE = 64_000_000, 16_384        # of a picture that is read; looked at before it is decoded
 
 
-def read_image(o, sz):
+@functools.cache
+def formats():
+    "What Pillow can read, but for formats that it hands to another program."
+    Image.init()
+    return [o for o in Image.ID if o not in ("EPS", "WMF")]
+
+
+def read_image(o, sz, min_side=1, max_pixels=MAX_PIXELS):
     """A path, the bytes of an image file, an array or a Pillow image, as a Pillow image of `sz` x `sz` pixels, RGB.
 
-    Errors: UserError for what is no image, is damaged or too large."""
+    Errors: UserError for what is no image, is damaged, too small or too large."""
     name = o if isinstance(o, (str, Path)) else "The image"
+
+    def fit(img):
+        if min(img.size) < min_side: raise UserError(f"{name} has only {img.width} x {img.height} pixels.")
+        if img.width * img.height > max_pixels or max(img.size) > MAX_SIDE:
+            raise UserError(f"{name} is too large: {img.width:,} x {img.height:,} pixels, but at most {max_pixels // 10**6} million, and {MAX_SIDE:,} on a side, are read.")
+        return fit_image(img, sz)
+
     try:
-        if isinstance(o, Image.Image): return fit_image(check_size(o, name), sz)
-        if isinstance(o, np.ndarray): return fit_image(array_image(o), sz)
+        if isinstance(o, Image.Image): return fit(o)
+        if isinstance(o, np.ndarray): return fit(array_image(o))
         if not isinstance(o, (str, Path, bytes)): raise UserError(f"An image is a path, bytes, an array or a Pillow image, not a {type(o).__name__}.")
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):         # check_size is stricter
-            with Image.open(io.BytesIO(o) if isinstance(o, bytes) else o) as img: return fit_image(check_size(img, name), sz)
+        with warnings.catch_warnings(action="ignore"):          # of odd metadata, and of sizes for which the rule above is stricter
+            with Image.open(io.BytesIO(o) if isinstance(o, bytes) else o, formats=formats()) as img: return fit(img)
     except UserError: raise
     except FileNotFoundError as e: raise UserError(f"{name} is missing.") from e
-    except Image.DecompressionBombError as e: raise UserError(f"{name} is too large: at most {MAX_PIXELS // 10**6} million pixels are read.") from e
-    except UnidentifiedImageError as e: raise UserError(f"{name} is not an image that Pillow can read.") from e
+    except Image.DecompressionBombError as e: raise UserError(f"{name} is too large: at most {max_pixels // 10**6} million pixels are read.") from e
+    except UnidentifiedImageError as e: raise UserError(f"{name} is not an image that can be read here, such as JPEG, PNG, WebP, GIF, BMP or TIFF.") from e
     except Exception as e: raise UserError(f"{name} cannot be read as an image: {' '.join(str(e).split()) or type(e).__name__}") from e
-
-
-def check_size(img, name):
-    if img.width * img.height > MAX_PIXELS or max(img.size) > MAX_SIDE:
-        raise UserError(f"{name} is too large: {img.width:,} x {img.height:,} pixels, but at most {MAX_PIXELS // 10**6} million, and {MAX_SIDE:,} on a side, are read.")
-    return img
 
 
 def fit_image(img, sz):

@@ -1,7 +1,8 @@
 """Errors for people: one line that says what is wrong, where, and what to do."""
 import errno
+import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class UserError(Exception):
@@ -31,6 +32,7 @@ def out_of_memory(e):
 @contextmanager
 def one_line_errors():
     "Whatever a user can cause ends in one line on stderr and exit code 2, without a traceback."
+    with suppress(ValueError): signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))         # so that it cleans up; not in a thread
     try: yield
     except KeyboardInterrupt:
         print("sifar: interrupted", file=sys.stderr)

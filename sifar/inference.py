@@ -1,5 +1,6 @@
 """An exported learner put to use: any image in, labels and probabilities out."""
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .datasets import read_image
+from .errors import UserError
 from .learner import pick_device
 from .safe_pickle import load_learner
 
@@ -33,6 +35,10 @@ def get_classifier(learn):
     return classifier, learn.dls.valid.dataset.tls[0].tfms[0].sz
 
 
+def check_positive(name, n):
+    if not isinstance(n, int) or n < 1: raise UserError(f"{name} is {n!r}, but should be 1 or more.")
+
+
 class Predictor:
     """The learner file `path`, made by export.py, as a classifier of images.
 
@@ -46,9 +52,9 @@ class Predictor:
         self.classifier, self.sz = get_classifier(learn)
         self.classifier.to(self.device, memory_format=torch.channels_last)
 
-    def read(self, image):
-        "What the model sees of an image, as a Pillow image of `sz` x `sz` pixels."
-        return read_image(image, self.sz)
+    def read(self, image, *limits):
+        "What the model sees of an image, as a Pillow image of `sz` x `sz` pixels; `limits` are those of `read_image`."
+        return read_image(image, self.sz, *limits)
 
     def tensor(self, images): return torch.from_numpy(np.stack([np.asarray(o) for o in images])).to(self.device)
 
@@ -59,6 +65,7 @@ class Predictor:
 
     def top(self, probs, k):
         "For each row of `probs` a list of the `k` likeliest (label, probability)."
+        check_positive("k", k)
         p, i = probs.topk(min(k, len(self.vocab)))
         return [[(self.vocab[c], v) for c, v in zip(*o)] for o in zip(i.tolist(), p.tolist())]
 
@@ -68,6 +75,8 @@ class Predictor:
 
     def predict_batch(self, images, k=5, bs=64):
         "As `predict`, for each of `images`, a list or any iterable; `bs` of them are in memory at once."
+        if isinstance(images, (str, bytes, Path)): raise UserError("predict_batch takes a list of images; predict takes one.")
+        check_positive("bs", bs)
         with ThreadPoolExecutor() as pool:
             return [o for batch in chunked(images, bs) for o in self.top(self.probs(list(pool.map(self.read, batch))), k)]
 

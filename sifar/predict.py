@@ -50,7 +50,7 @@ def list_images(paths):
     files = []
     for path in paths:
         if not path.exists(): raise UserError(f"{path} is missing.")
-        found = [path] if path.is_file() else sorted(o for o in path.rglob("*") if o.is_file() and not o.name.startswith("."))
+        found = [path] if path.is_file() else sorted(o for o in path.rglob("*") if o.is_file() and not any(p.startswith(".") for p in o.relative_to(path).parts))
         if not found: raise UserError(f"{path} holds no files.")
         files += found
     if not files: raise UserError("No images are named: python -m sifar.predict MODEL IMAGE...")
@@ -76,7 +76,7 @@ def write_csv(path, rows):
     out = csv.writer(text, lineterminator="\n")
     out.writerow(["file", *(f"{o}_{i}" for i in range(1, k + 1) for o in ("label", "probability"))])
     out.writerows([f"{o:.6f}" if isinstance(o, float) else o for o in row] for row in rows)
-    write_file(path, text.getvalue())
+    write_file(path, text.getvalue().encode(errors="surrogateescape"))          # file names are bytes
 
 
 def main(args=None):

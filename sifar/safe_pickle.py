@@ -13,7 +13,8 @@ from types import SimpleNamespace
 from .errors import UserError
 
 LIST = Path(__file__).with_name("safe_globals.txt")         # a test makes it anew from fresh exports, and fails where it differs
-NEVER = pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEWOBJ_EX, pickle.PERSID       # in no export
+NEVER = {o[0] for o in (pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEWOBJ_EX, pickle.PERSID, pickle.DICT, pickle.FROZENSET,
+                        pickle.ADDITEMS)}                   # opcodes in no export
 
 
 class Refused(pickle.UnpicklingError):
@@ -26,53 +27,115 @@ def allowed(): return frozenset(o for o in LIST.read_text().splitlines() if not 
 
 def is_layer(module, name):
     "Whether `name` is a class of layers of torch.nn or timm, in its own module: there are too many to list them."
-    if not module.startswith(("torch.nn.modules.", "timm.")): return False
+    if not module.startswith(("torch.nn.modules.", "timm.layers.", "timm.models.")): return False
     from torch import nn
     o = getattr(import_module(module), name, None)
     return isinstance(o, type) and issubclass(o, nn.Module) and o.__module__ == module
 
 
 class SafeUnpickler(pickle._Unpickler):
-    """Python's own unpickler, in which each global, call and attribute has to be on the list, and only instances of listed classes are filled.
+    """Python's own unpickler, in which each global, each call and each attribute that is taken has to be on the list.
 
-    Layers of torch.nn and timm need not be listed: they may be filled, but not called. Errors: Refused, before anything was called."""
-    dispatch = {k: v for k, v in pickle._Unpickler.dispatch.items() if k not in {o[0] for o in NEVER}}
+    An object cannot be given a method of its own, or hooks, and a partial wraps listed functions only; so what is loaded calls nothing but the
+    methods of its class. Layers of torch.nn and timm need not be listed, but may not be called. Errors: Refused."""
+    dispatch = {k: v for k, v in pickle._Unpickler.dispatch.items() if k not in NEVER}
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.found = {}                     # id -> (name, object) of what find_class gave
+        self.made = []
+        self.stand_ins = {"__builtin__ getattr": self.getattr, "torch._tensor _rebuild_from_type_v2": rebuild_from_type}
 
     def allow(self, kind, name):
         if f"{kind} {name}" not in allowed(): raise Refused(f"it {kind}s {name}")
 
     def find_class(self, module, name):
-        if "." in name: raise Refused(f"it uses {module} {name}")
-        if not is_layer(module, name): self.allow("use", f"{module} {name}")
-        o = Path if name in ("PosixPath", "WindowsPath") else super().find_class(module, name)
-        self.found[id(o)] = f"{module} {name}", o
+        full = f"{module} {name}"
+        if "." in name: raise Refused(f"it uses {full}")
+        if not is_layer(module, name): self.allow("use", full)
+        o = self.stand_ins.get(full) or (Path if name in ("PosixPath", "WindowsPath") else super().find_class(module, name))
+        self.found[id(o)] = full, o
         return o
 
     def name_of(self, o):
         if id(o) not in self.found: raise Refused(f"it uses an object of type {type(o).__name__} as no learner does")
         return self.found[id(o)][0]
 
+    def getattr(self, o, name):
+        "The few attributes that our exports take of a listed object."
+        self.allow("take", f"{self.name_of(type(o))} {name}")
+        return getattr(o, name)
+
     def load_reduce(self):
         func, args = self.stack[-2:]
         self.allow("call", self.name_of(func))
-        if func.__name__ == "_rebuild_from_type_v2": self.allow("call", self.name_of(args[0]))         # which this calls in turn
-        if func is getattr: self.allow("take", f"{self.name_of(type(args[0]))} {' '.join(map(str, args[1:]))}")
+        if func is set and type(args[0]) is not list: raise Refused("it makes a set of something else than a list")
         super().load_reduce()
+        self.made.append(self.stack[-1])
     dispatch[pickle.REDUCE[0]] = load_reduce
 
     def load_newobj(self):
-        self.name_of(self.stack[-2])
+        cls, args = self.stack[-2:]
+        name = self.name_of(cls)
+        if not is_layer(*name.split()): self.allow("make", name)
+        if args: raise Refused(f"it makes {name} with arguments")
         super().load_newobj()
+        self.made.append(self.stack[-1])
     dispatch[pickle.NEWOBJ[0]] = load_newobj
 
     def load_build(self):
-        self.name_of(type(self.stack[-2]))
+        o, state = self.stack[-2:]
+        self.name_of(type(o))
+        if "__setstate__" in getattr(o, "__dict__", ()): raise Refused("it has a __setstate__ of its own")
         super().load_build()
     dispatch[pickle.BUILD[0]] = load_build
+
+    def check_key(self, k):
+        "The key of a dictionary is plain, as a deep one can take for ever, or more stack than there is."
+        if not isinstance(k, (str, int, float, type, type(None))): raise Refused(f"it has a dictionary with a key of type {type(k).__name__}")
+
+    def load_setitems(self):
+        for k in self.stack[::2]: self.check_key(k)
+        super().load_setitems()
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+    def load_setitem(self):
+        self.check_key(self.stack[-2])
+        super().load_setitem()
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_binpersid(self):
+        pid = self.stack[-1]
+        if not (type(pid) is tuple and len(pid) == 5 and all(isinstance(pid[i], str) for i in (0, 2, 3)) and isinstance(pid[4], int)): raise Refused("it has an odd tensor")
+        super().load_binpersid()
+    dispatch[pickle.BINPERSID[0]] = load_binpersid
+
+    def load(self):
+        "The learner in the file, when all that was made on the way is found to be harmless."
+        from fastai.learner import DataLoaders, Learner
+        from torch import nn
+        res = super().load()
+        for o in self.made: self.check(o)
+        if not (isinstance(res, Learner) and isinstance(res.dls, DataLoaders) and isinstance(res.model, nn.Module)): raise Refused("it holds no learner")
+        return res
+
+    def check(self, o):
+        import torch
+        if isinstance(o, functools.partial): self.allow("wrap", self.name_of(o.func))
+        if isinstance(o, torch.Tensor) and o.numel() * o.element_size() > o.untyped_storage().nbytes(): raise Refused("it has a tensor larger than its data")
+        state = getattr(o, "__dict__", {})
+        for k in state:
+            if callable(getattr(type(o), k, None)) or k == "__setstate__": self.allow("replace", f"{self.name_of(type(o))} {k}")
+        if not isinstance(o, torch.nn.Module): return
+        if any(v for k, v in state.items() if k.endswith("_hooks")): raise Refused("it has hooks on a layer")
+        if not all(v is None or isinstance(v, torch.nn.Module) for v in state["_modules"].values()): raise Refused("it has something else than layers in a layer")
+
+
+def rebuild_from_type(func, new_type, args, state):
+    "torch's function of this name, which would call any `func`, for tensors only."
+    import torch
+    if func is not torch._utils._rebuild_tensor_v2 or not issubclass(new_type, torch.Tensor): raise Refused("it rebuilds a tensor as no learner does")
+    return func(*args).as_subclass(new_type)
 
 
 def load_learner(path, cpu=True, unpickler=SafeUnpickler):
@@ -84,17 +147,17 @@ def load_learner(path, cpu=True, unpickler=SafeUnpickler):
     if not path.is_file(): raise UserError(f"{path} is missing: make it with python export.py RUN.")
     content = path.read_bytes()                                 # what is checked is what is loaded
     check_sum(path, content)
-    check_zip(path, content)
+    file = rewrite_zip(path, content)
     from fastai import learner
     module = SimpleNamespace(Unpickler=unpickler, load=lambda f, **k: unpickler(f, **k).load(), __name__="pickle")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="load_learner.*insecure")         # not this unpickler
-            learn = learner.load_learner(io.BytesIO(content), cpu, module)
+            return learner.load_learner(file, cpu, module)
     except Refused as e: raise UserError(f"{path} is not safe to load: {e}, which no learner of ours needs. Nothing in it was run.") from e
-    except Exception as e: raise UserError(f"{path} is damaged, or of another version of sifar ({type(e).__name__}: {' '.join(str(e).split())[:100]}): export it again.") from e
-    if not isinstance(learn, learner.Learner): raise UserError(f"{path} holds no learner, but a {type(learn).__name__}: make one with python export.py RUN.")
-    return learn
+    except Exception as e:
+        why = f"{type(e).__name__}: {' '.join(str(e).split())[:100]}"
+        raise UserError(f"{path} is damaged, or of another version of sifar ({why}): export it again.") from e
 
 
 def check_sum(path, content):
@@ -102,16 +165,23 @@ def check_sum(path, content):
     about = path.with_name("model.json")
     if not about.is_file(): return
     try: wanted = json.loads(about.read_text())["sha256"]
-    except (ValueError, KeyError, TypeError) as e: raise UserError(f"{about} is damaged: export the run again, or delete it.") from e
+    except Exception as e: raise UserError(f"{about} is damaged: export the run again, or delete it.") from e
     if hashlib.sha256(content).hexdigest() != wanted:
         raise UserError(f"{path} is not the file that {about} describes (its SHA-256 differs): it was altered or belongs to another export.")
 
 
-def check_zip(path, content):
-    "Whether torch.save wrote it: a zip with one pickle, uncompressed, so that it cannot unpack to more than it is."
+def rewrite_zip(path, content):
+    """The zip file that torch.save wrote, written anew: what torch reads is then just what was looked at here.
+
+    It has one pickle, and nothing in it is compressed, so that it cannot unpack to more than it is. Errors: UserError."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as z: files = z.infolist()
-    except zipfile.BadZipFile as e: raise UserError(f"{path} is no learner file, or a damaged one: make one with python export.py RUN.") from e
-    pickles = [o for o in files if o.filename.endswith(".pkl")]
-    if len(pickles) != 1 or not pickles[0].filename.endswith("/data.pkl") or any(o.compress_type for o in files):
-        raise UserError(f"{path} is a zip file, but holds no learner: make one with python export.py RUN.")
+        file = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w") as new:
+            files = old.infolist()
+            if [Path(o.filename).name for o in files if o.filename.endswith(".pkl")] != ["data.pkl"] or any(o.compress_type for o in files):
+                raise UserError(f"{path} is a zip file, but holds no learner: make one with python export.py RUN.")
+            for o in files: new.writestr(zipfile.ZipInfo(o.filename), old.read(o))
+    except UserError: raise
+    except Exception as e: raise UserError(f"{path} is no learner file, or a damaged one: make one with python export.py RUN.") from e
+    file.seek(0)
+    return file

@@ -4,13 +4,16 @@ import json
 import os
 import pickle
 import shlex
-from concurrent.futures import ProcessPoolExecutor
+import shutil
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import TrainEvalCallback
@@ -18,13 +21,14 @@ from fastai.callback.progress import ProgressCallback
 from fastai.learner import CastToTensor, Recorder
 
 from .config import read_settings
-from .errors import UserError
+from .errors import UserError, one_line_errors
 from .files import write_file
 from .inference import Predictor, get_classifier
 from .learner import load_run
-from .terminal import log, quiet_imports
+from .terminal import ROOT, log
 
 KEPT = TrainEvalCallback, Recorder, CastToTensor, ProgressCallback, ChannelsLast        # all other callbacks are of the training alone
+KEPT_FACTS = "parameters", "epochs", "seed", "images", "valid", "test", "commands", "versions", "git_commit"
 TOLERANCE = 1e-5                                                                        # of a probability, between a model and what it was exported to
 
 
@@ -32,24 +36,29 @@ def export_run(run):
     """Write the learner.pkl and the model.json of a finished run into its folder; returns its Learner.
 
     The file takes its name only after a fresh process has loaded it, and given the learner's probabilities on 64 images. Errors: UserError."""
-    cfg, about = read_settings(run), json.loads((run / "config.json").read_text())
+    cfg = read_settings(run)
     if not (run / "metrics.json").is_file(): raise UserError(f"{run} is not finished, it has no metrics.json: go on with it by python train.py --resume {run}")
-    try: metrics = json.loads((run / "metrics.json").read_text())
-    except ValueError as e: raise UserError(f"{run / 'metrics.json'} is damaged ({e}): train the run again.") from e
+    try:
+        about = json.loads((run / "config.json").read_text())
+        about.update(json.loads((run / "metrics.json").read_text()))
+        about = {k: about[k] for k in KEPT_FACTS}
+    except (ValueError, KeyError, TypeError) as e: raise UserError(f"config.json or metrics.json in {run} is damaged ({e!r}): train the run again.") from e
     learn = load_run(run)
-    write_learner(learn, run / "learner.pkl", describe(learn, cfg, about, metrics))
+    write_learner(learn, run / "learner.pkl", describe(learn, cfg, about))
     return learn
 
 
 def write_learner(learn, path, about):
     "Export `learn` to `path`, checked, and the dictionary `about` with its SHA-256 to the model.json beside it."
+    for old in path.parent.glob(".export-*"):                   # of an export that was killed
+        if time.time() - old.stat().st_mtime > 3600: shutil.rmtree(old, ignore_errors=True)
     images, probs = some_probs(learn)
     with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, only_inference(learn):
         tmp = Path(folder).resolve() / path.name
         try: learn.export(tmp, pickle_module=pickle)                            # fastai's default would write functions as code
         except RuntimeError as e: raise UserError(f"{path} cannot be written: is the disk full?") from e        # what torch.save makes of it
         except (pickle.PicklingError, AttributeError, TypeError) as e: raise UserError(f"The learner cannot be exported: {e}") from e
-        check_probs(path.name, probs, in_fresh_process(probs_of_file, tmp, images))
+        check_probs(path.name, probs, in_fresh_process(tmp, images))
         path.with_name("model.json").unlink(missing_ok=True)                    # a crash between these lines leaves files that load
         os.replace(tmp, path)
     write_file(path.with_name("model.json"), json.dumps({**about, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}, indent=2) + "\n")
@@ -80,11 +89,18 @@ def some_probs(learn):
     with only_inference(learn), learn.no_bar(): return images, learn.get_preds(dl=learn.dls.test_dl(list(images), rm_type_tfms=0))[0]
 
 
-def probs_of_file(path, images): return Predictor(path).probs(images).numpy()
+def in_fresh_process(path, images):
+    "The probabilities that the learner file `path` gives to images in another process, which leaves nothing of this one behind. Errors: UserError."
+    np.save(path.with_name("images.npy"), images)
+    code = f"import sys; from {__name__} import save_probs; save_probs(*sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, path, path.with_name("images.npy"), path.with_name("probs.npy")],
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}, capture_output=True, text=True)
+    if done.returncode: raise UserError(f"The exported learner does not load: {(done.stderr.strip() or 'its process was ended').splitlines()[-1]}")
+    return torch.from_numpy(np.load(path.with_name("probs.npy")))
 
 
-def in_fresh_process(f, *args):
-    with ProcessPoolExecutor(1, get_context("spawn"), quiet_imports) as pool: return torch.from_numpy(pool.submit(f, *args).result())
+def save_probs(path, images, probs):
+    with one_line_errors(): np.save(probs, Predictor(path).probs(np.load(images)).numpy())
 
 
 def check_probs(name, want, got):
@@ -92,20 +108,23 @@ def check_probs(name, want, got):
     if not diff < TOLERANCE: raise UserError(f"{name} gives other probabilities than the learner (by {diff:.2g}), so it was not kept: please report this.")
 
 
-def describe(learn, cfg, about, metrics):
-    "What model.json says of a run, without anything that tells of this machine's folders."
+def describe(learn, cfg, about):
+    "What model.json says of a run, without anything that tells of this machine's folders; `about` are its facts."
     classifier, sz = get_classifier(learn)
     return {
         "classes": list(learn.dls.vocab), "superclasses": learn.dls.data.superclasses,
         "size": sz, "mean": classifier.mean.flatten().tolist(), "std": classifier.std.flatten().tolist(),
-        "dataset": Path(cfg.dataset).name, "arch": cfg.arch, "parameters": metrics["parameters"],
-        "epochs": metrics["epochs"], "seed": metrics["seed"], "images": metrics["images"], "valid": metrics["valid"], "test": metrics["test"],
-        "commands": [without_folders(o) for o in about["commands"]], "versions": about["versions"], "git_commit": about["git_commit"],
+        "dataset": Path(cfg.dataset).name, "arch": cfg.arch, **about, "commands": [without_folders(o) for o in about["commands"]],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def without_folders(command): return shlex.join(Path(o).name if Path(o).is_absolute() else o for o in shlex.split(command))
+def without_folders(command):
+    "A command line with the names of files and folders instead of their absolute paths."
+    def short(o):
+        flag, _, value = o.rpartition("=")
+        return f"{flag}={Path(value).name}" if flag and Path(value).is_absolute() else Path(o).name if Path(o).is_absolute() else o
+    return shlex.join(map(short, shlex.split(command)))
 
 
 def write_onnx(learn, path):

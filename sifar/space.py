@@ -33,7 +33,8 @@ def write_space(run, folder):
 def check_folder(folder):
     "`folder`, where a Space may be written into it. Errors: UserError."
     folder = Path(folder)
-    if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not (folder / "learner.pkl").is_file():
+    ours = (folder / "README.md").is_file() and (folder / "README.md").read_bytes().startswith(b"---\ntitle: \"sifar ")
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not ours:
         raise UserError(f"{folder} holds something else than a Space: choose a new folder.")
     return folder
 
@@ -49,7 +50,7 @@ def requirements(about):
 
 def front_matter(about):
     return f"""---
-title: sifar {about["dataset"]}
+title: {json.dumps("sifar " + about["dataset"])}
 emoji: 🔎
 colorFrom: green
 colorTo: blue
@@ -63,19 +64,19 @@ license: {LICENSE}
 
 
 def model_card(about):
-    def percent(split, key): return f"{100 * about[split][key]:.2f} %" if about[split] else "not measured"
+    splits = {"test": "", "valid": ", on which the epoch was chosen"}
+    figures = "\n".join(f"| {k} ({about['images'][k]:,} images{what}) | {100 * about[k]['top1']:.2f} % | {100 * about[k]['top5']:.2f} % |"
+                        for k, what in splits.items() if about[k])
     commands = "\n".join(f"    {o}" for o in about["commands"])
     packages = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-    classes = ", ".join(about["classes"])
     return f"""
 # {about["arch"]} on {about["dataset"]}
 
 An image classifier of {about["parameters"]:,} parameters for pictures of {about["size"]} x {about["size"]} pixels, trained with fastai by sifar.
 
-| | top-1 | top-5 |
+| images | top-1 | top-5 |
 |---|---|---|
-| test ({about["images"]["test"]:,} images, looked at once, after all choices) | {percent("test", "top1")} | {percent("test", "top5")} |
-| valid ({about["images"]["valid"]:,} images, on which the epoch was chosen) | {percent("valid", "top1")} | {percent("valid", "top5")} |
+{figures}
 
 ## How to make it again
 
@@ -87,12 +88,12 @@ It was trained with {packages}.
 
 ## What it is not
 
-It knows only these {len(about["classes"])} classes, and calls every picture one of them; its probabilities are not a measure of danger or of truth. It saw
-small pictures of single things, and is worse on anything else. It is meant for learning and for showing, not for decisions about people.
+It knows only these {len(about["classes"])} classes, and calls every picture one of them; a high probability is no promise. It saw small pictures of
+single things, and is worse on anything else. It is meant for learning and for showing, not for decisions about people.
 
-Classes: {classes}.
+Classes: {", ".join(about["classes"])}.
 
-`learner.pkl` is a fastai learner. `sifar.load_learner` loads it without running anything in it, and compares its SHA-256 with `model.json`.
+`learner.pkl` is a fastai learner; `sifar.load_learner` reads it with a list of the few names that it may use, and compares its SHA-256 with `model.json`.
 """
 
 

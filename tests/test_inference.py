@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -118,13 +119,26 @@ def bomb():
 
 
 @pytest.mark.parametrize("image, text", [
-    (b"", "The image is not an image that Pillow can read"), (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"), (bomb(), "The image"),
+    (b"", "The image is not an image that can be read here"), (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"), (bomb(), "The image"),
     ("https://example.org/a.png", "https://example.org/a.png is missing"), (None, "not a NoneType"), (np.zeros((3, 32, 32)), "shape (3, 32, 32)"),
     (np.zeros((0, 5, 3)), "shape (0, 5, 3)"), (np.zeros((2, 2), complex), "complex128"), (Image.new("1", (MAX_SIDE + 1, 1)), "is too large: 16,385 x 1 pixels"),
-    (Image.new("1", (8001, MAX_PIXELS // 8000)), "8,001 x 8,000"), (encode(Image.new("RGB", (64, 64), RED), "jpeg")[:300], "The image cannot be read as an image")])
+    (Image.new("1", (8001, MAX_PIXELS // 8000)), "8,001 x 8,000"), (np.zeros((8001, 8001), np.uint8), "8,001 x 8,001"), (Image.new("RGB", (0, 5)), "only 0 x 5"), (encode(Image.new("RGB", (64, 64), RED), "jpeg")[:300], "The image cannot be read as an image")])
 def test_what_is_no_image_is_one_line(predictor, image, text):
     with pytest.raises(UserError) as e: predictor.predict(image)
     assert text in e.value.text and "\n" not in e.value.text
+
+
+def test_no_other_program_is_started_to_read_a_picture(predictor, tmp_path, monkeypatch):
+    (tmp_path / "gs").write_text("#!/bin/sh\ntouch $(dirname $0)/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match="is not an image"): predictor.predict(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n0 0 9 9 rectfill\n%%EOF\n")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_arguments_that_make_no_sense_are_one_line(predictor, digits):
+    for f in (lambda: predictor.predict(digits[0], 0), lambda: predictor.predict(digits[0], "3"), lambda: predictor.predict_batch(digits, bs=0), lambda: predictor.predict_batch("a.png")):
+        with pytest.raises(UserError): f()
 
 
 # ---- where it looks ----

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import sys
 import tempfile
 import warnings
@@ -13,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 if __name__ == "__main__": sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -55,6 +57,25 @@ def short(text): return b"\x8c" + bytes([len(text)]) + text.encode()
 def dotted(module, attr): return short(module) + short(attr) + b"\x93"
 def call(func, *args): return func + b"(" + b"".join(args) + b"tR"
 def getattr_of(o, attr): return call(name("builtins", "getattr"), o, value(attr))
+
+
+INT = name("builtins", "int")
+
+
+def layer(children, more=b""):
+    "A Sequential of the dictionary `children`, with `more` in its state."
+    from torch import nn
+    state = {k: v for k, v in vars(nn.Sequential()).items() if k != "_modules" and k != "_non_persistent_buffers_set"}
+    keys = b"".join(value(k) + (value(v) if isinstance(v, bool | None) else b"}") for k, v in state.items())
+    return name("torch.nn.modules.container", "Sequential") + b")\x81}(" + keys + b"X\x08\x00\x00\x00_modules" + children + more + b"ub"
+
+
+def gadget(mark):
+    "A Sequential that writes the file `mark` when it is called."
+    partial, rebuild = name("functools", "partial"), name("torch._tensor", "_rebuild_from_type_v2")
+    first = call(partial, name("builtins", "getattr"), call(name("pathlib", "PosixPath"), value(mark)), value("write_text"))
+    second = call(partial, rebuild) + b"(" + rebuild + b")}(X\x08\x00\x00\x00new_type" + INT + value("args") + value(("text",)) + value("state") + b"NuNtb"
+    return layer(b"}(" + value("0") + first + value("1") + second + b"u")
 
 
 def hostile(mark):
@@ -113,6 +134,19 @@ def hostile(mark):
     yield "code objects", name("types", "CodeType"), True
     yield "ctypes", call(name("ctypes", "CDLL"), b"N"), True
     yield "what rebuilds a tensor, given another function", call(name("torch._tensor", "_rebuild_from_type_v2"), path, path, value((mark,)), b"}"), False
+    write = gadget(mark)
+    again = call(name("torch._tensor", "_rebuild_from_type_v2"), name("torch._tensor", "_rebuild_from_type_v2"), INT, b"(" + write + INT + value((1,)) + b"Nt", b"N")
+    yield "what rebuilds a tensor, given itself", again, True
+    yield "a __setstate__ that is planted", layer(b"}", b"X\x0c\x00\x00\x00__setstate__" + write) + b"K\x01b", True
+    planted = name("sifar.datasets", "ImageData") + b")\x81}X\x03\x00\x00\x00cpu" + call(name("functools", "partial"), write, b"K\x01") + b"sb"
+    yield "a method that is planted in a learner", learner + b")\x81}X\x03\x00\x00\x00dls" + planted + b"sb", True
+    yield "a forward that is planted in a layer", layer(b"}", b"X\x07\x00\x00\x00forward" + write), True
+    yield "a function among layers", write, True
+    yield "a module of the working directory", name("timm.nothing", "X"), False
+    yield "a tuple so deep that its hash is", b"})" + b"\x85" * 100_000 + b"Ns", True
+    yield "a tuple so wide that its hash takes for ever", b"})" + b"2\x86" * 34 + b"Ns", False
+    yield "an id so wide that its hash takes for ever", b")" + b"2\x86" * 34 + b"Q", False
+    yield "an array of many gigabytes", name("numpy", "ndarray") + b"(\x8a\x05" + (3 * 10**9).to_bytes(5, "little") + b"t\x81", True
     yield "a file that is removed", call(name("os", "remove"), value(mark)), False
 
 
@@ -203,6 +237,7 @@ def test_what_is_no_learner_is_refused(tmp_path):
     assert "learner.pkl" in refusal(archive(tmp_path / "learner.pkl", b"}"))
     assert "learner.pkl" in refusal(archive(tmp_path / "learner.pkl", value([1, 2])))
     assert "holds no learner" in refusal(archive(tmp_path / "learner.pkl", b"N", **{"constants.pkl": b"N."}))
+    assert "not safe to load: it holds no learner" in refusal(archive(tmp_path / "learner.pkl", name("fastai.learner", "Learner") + b")\x81}X\x03\x00\x00\x00dlsNsb"))
     assert "is missing" in refusal(tmp_path / "nothing.pkl")
 
 
@@ -211,6 +246,36 @@ def test_a_file_that_unpacks_to_more_than_it_is_is_refused(tmp_path):
         z.writestr("learner/data.pkl", b"\x80\x04N.")
         z.writestr("learner/data/0", bytes(100_000_000))
     assert "holds no learner" in refusal(tmp_path / "learner.pkl")
+
+
+def test_a_torchscript_archive_behind_another_directory_is_not_reached(tmp_path):
+    class Script(torch.nn.Module):
+        def forward(self, x): return x
+    with warnings.catch_warnings(action="ignore"): torch.jit.save(torch.jit.script(Script()), tmp_path / "a")
+    with zipfile.ZipFile(tmp_path / "a") as a, zipfile.ZipFile(tmp_path / "b", "w") as b:
+        for o in a.infolist(): b.writestr(zipfile.ZipInfo(o.filename), a.read(o))
+    content = (tmp_path / "b").read_bytes()
+    end = content.rfind(b"PK\5\6")
+    size, offset = struct.unpack("<II", content[end + 12:end + 20])
+    real = content[offset:offset + size]
+    shown = real.replace(b"constants.pkl", b"constants.pkx").replace(b"debug_pkl", b"debug_pkx")          # Python reads this one, torch the other
+    (tmp_path / "learner.pkl").write_bytes(content[:offset] + real + shown + content[end:])
+    assert "learner.pkl" in refusal(tmp_path / "learner.pkl")
+
+
+def test_a_tensor_that_is_larger_than_its_data_is_refused(exported, tmp_path):
+    learn = load_learner(exported[0])
+    learn.model.head[2].weight = torch.nn.Parameter(torch.zeros(1).expand(10_000, 10_000, 100))
+    with warnings.catch_warnings(action="ignore"): torch.save(learn, tmp_path / "learner.pkl", pickle_protocol=2)
+    assert "a tensor larger than its data" in refusal(tmp_path / "learner.pkl")
+
+
+def test_a_method_that_is_planted_in_a_real_learner_is_refused(exported, tmp_path):
+    for plant in (lambda m: vars(m).update(forward=m.stem), lambda m: m.register_forward_hook(len), lambda m: m.stem._modules.update({"3": torch.device})):
+        learn = load_learner(exported[0])
+        plant(learn.model)
+        with warnings.catch_warnings(action="ignore"): torch.save(learn, tmp_path / "learner.pkl", pickle_protocol=2)
+        assert "not safe to load" in refusal(tmp_path / "learner.pkl")
 
 
 def test_the_sum_of_the_file_is_in_model_json(exported):

@@ -3,8 +3,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -12,6 +14,7 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+import yaml
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
 from fastai.data.all import Transform
@@ -23,6 +26,7 @@ from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner, load_
 from sifar.learner import load_run
 from sifar.predict import main as predict
 from sifar.share import write_learner
+from sifar.space import write_space
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,7 +86,7 @@ def test_an_export_that_does_not_load_is_not_kept(run_folder, tmp_path):
     learn = load_run(run_folder)
     learn.dls.valid.after_batch.add(Brighter())             # which the Predictor does not know of
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(UserError, match="not safe to load"): write_learner(learn, tmp_path / "learner.pkl", {})
+    with pytest.raises(UserError, match="does not load: .* is not safe to load"): write_learner(learn, tmp_path / "learner.pkl", {})
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -101,7 +105,7 @@ def test_a_run_that_is_not_finished_or_damaged_is_one_line(run_folder, tmp_path,
     (run / "metrics.json").rename(run / "metrics")
     assert f"is not finished, it has no metrics.json: go on with it by python train.py --resume {run}" in failure(capsys, export.main, run)
     (run / "metrics.json").write_text("{")
-    assert "metrics.json is damaged" in failure(capsys, export.main)
+    assert "config.json or metrics.json in" in failure(capsys, export.main)
     (run / "config.json").write_text("{")
     assert "config.json is damaged" in failure(capsys, export.main, run)
     assert "Unrecognized options: --onxx" in failure(capsys, export.main, "--onxx")
@@ -147,7 +151,8 @@ def digits(exported, tmp_path_factory):
     from PIL import Image
     for i, o in enumerate(data.images[data.test[:70]]): Image.fromarray(o).save(folder / f"{i:02}.png")
     (folder / "broken.png").write_bytes(b"nothing")
-    (folder / ".hidden").write_bytes(b"nothing")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "a.png").write_bytes(b"nothing")
     return folder, data.images[data.test[:70]]
 
 
@@ -186,7 +191,7 @@ def test_a_space_is_complete(exported):
     lines = (space / "requirements.txt").read_text().split()
     assert all(re.fullmatch(r"[a-z]+==[\d.]+", o) for o in lines) and not any(o.startswith(("albumentations", "tyro", "timm")) for o in lines)
     head, card = (space / "README.md").read_text().split("---\n")[1:3]
-    front = dict(o.split(": ") for o in head.splitlines())
+    front = yaml.safe_load(head)
     assert front["sdk"] == "gradio" and f"gradio=={front['sdk_version']}" in lines and front["app_file"] == "app.py" and front["license"] == "apache-2.0"
     metrics = json.loads((run / "metrics.json").read_text())
     assert f"{100 * metrics['test']['top1']:.2f} %" in card and json.loads((run / "model.json").read_text())["commands"][0] in card
@@ -205,6 +210,50 @@ def test_a_folder_with_something_else_is_not_overwritten(exported, tmp_path, cap
     (tmp_path / "thesis.doc").write_text("years of work")
     assert "holds something else than a Space" in failure(capsys, export.main, exported[0], "--space", tmp_path)
     assert [o.name for o in tmp_path.iterdir()] == ["thesis.doc"]
+
+
+def test_the_folder_of_a_run_or_of_something_else_is_no_space(exported, tmp_path):
+    for path in (exported[0], tmp_path):
+        (tmp_path / "learner.pkl").write_bytes(b"mine")
+        with pytest.raises(UserError, match="something else than a Space"): write_space(exported[0], path)
+
+
+def test_a_space_of_any_name_has_a_readable_head_and_tells_no_folders(run_folder, tmp_path):
+    run = shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("learner.pkl", "model.*"))
+    about = json.loads((run / "config.json").read_text())
+    about["commands"] = ["python train.py --runs=/home/me/runs --data /home/me/data --epochs 3"]
+    (run / "config.json").write_text(json.dumps(about))
+    export.export(run)
+    model = json.loads((run / "model.json").read_text())
+    assert model["commands"] == ["python train.py --runs=runs --data data --epochs 3"]
+    (run / "model.json").write_text(json.dumps({**model, "dataset": "a: b #c\n- d"}))
+    write_space(run, tmp_path / "space")
+    assert yaml.safe_load((tmp_path / "space" / "README.md").read_text().split("---\n")[1])["title"] == "sifar a: b #c\n- d"
+    write_space(run, tmp_path / "space")                # an earlier Space may be written again
+
+
+def test_damaged_facts_are_one_line(run_folder, tmp_path, capsys):
+    run = shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("learner.pkl", "model.*"))
+    for name in ("config.json", "metrics.json"):
+        good = (run / name).read_text()
+        (run / name).write_text(json.dumps({k: v for k, v in json.loads(good).items() if k not in ("commands", "parameters")}))
+        assert "is damaged" in failure(capsys, export.main, run)
+        (run / name).write_text(good)
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_export_that_is_stopped_leaves_the_earlier_one(run_folder, tmp_path, signum, code):
+    run = shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("learner.pkl", "model.*"))
+    export.export(run)
+    before = (run / "learner.pkl").read_bytes()
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "export.py", run], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if list(run.glob(".export-*/images.npy")): break
+        time.sleep(0.1)
+    process.send_signal(signum)
+    _, err = process.communicate()
+    assert process.returncode == code and "Traceback" not in err
+    assert (run / "learner.pkl").read_bytes() == before and load_learner(run) and not list(run.glob(".export-*"))
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -266,7 +315,7 @@ def test_push_uploads_the_space(exported, hub):
     assert done.returncode == 0 and "/spaces/someone/demo is on line" in done.stdout.replace("\n", " "), done.stderr
     assert (exported[0] / "learner.pkl").read_bytes() in hub.stored.values()
     names = {o["value"]["path"] for o in hub.stored["commit"] if o["key"] in ("file", "lfsFile")}
-    assert {"app.py", "learner.pkl", "model.json", "README.md", "requirements.txt", ".gitattributes", "sifar/inference.py", "examples/apple.png"} <= names
+    assert {"app.py", "learner.pkl", "model.json", "README.md", "requirements.txt", ".gitattributes", "sifar/inference.py", "sifar/safe_globals.txt", "examples/apple.png"} <= names
     assert {o for path, o in hub.calls if path.startswith("/api/spaces")} == {"Bearer hf_secret"} and "hf_secret" not in done.stdout + done.stderr
 
 
