@@ -73,12 +73,28 @@ class Predictor:
         "The `k` likeliest classes of an image as a list of (label, probability), the likeliest first."
         return self.top(self.probs([self.read(image)]), k)[0]
 
+    def predict_each(self, images, k=5, bs=64):
+        "Yields for each of `images`, any iterable, what `predict` gives, or the UserError that it raises; `bs` of them are in memory at once."
+        check_positive("bs", bs)
+
+        def read(image):
+            try: return self.read(image)
+            except UserError as e: return e
+        with ThreadPoolExecutor() as pool:
+            for batch in chunked(images, bs):
+                seen = list(pool.map(read, batch))
+                good = [o for o in seen if not isinstance(o, UserError)]
+                tops = iter(self.top(self.probs(good), k) if good else [])
+                yield from (o if isinstance(o, UserError) else next(tops) for o in seen)
+
     def predict_batch(self, images, k=5, bs=64):
         "As `predict`, for each of `images`, a list or any iterable; `bs` of them are in memory at once."
         if isinstance(images, (str, bytes, Path)): raise UserError("predict_batch takes a list of images; predict takes one.")
-        check_positive("bs", bs)
-        with ThreadPoolExecutor() as pool:
-            return [o for batch in chunked(images, bs) for o in self.top(self.probs(list(pool.map(self.read, batch))), k)]
+        tops = []
+        for o in self.predict_each(images, k, bs):
+            if isinstance(o, UserError): raise o
+            tops.append(o)
+        return tops
 
     def heat_map(self, image, label):
         """Where in an image the model finds `label`: Grad-CAM (sz,sz) from 0 to 1, None for a model without a grid of features.

@@ -1,11 +1,9 @@
 """Classify image files and folders of them: python -m sifar.predict MODEL IMAGE..."""
 import csv
 import io
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastcore.basics import chunked
 from tyro.conf import Positional
 
 from .config import cli
@@ -34,7 +32,7 @@ def predict(model, images, top_k=5, csv=None):
     predictor, files, rows = Predictor(model), list_images(images), []
     with progress() as bar:
         task = bar.add_task("", total=len(files))
-        for f, top in predict_files(predictor, files, top_k):
+        for f, top in zip(files, predictor.predict_each(files, top_k)):
             bar.advance(task)
             if isinstance(top, UserError): log.warning("Skipped: %s", top.text)
             else:
@@ -55,19 +53,6 @@ def list_images(paths):
         files += found
     if not files: raise UserError("No images are named: python -m sifar.predict MODEL IMAGE...")
     return files
-
-
-def predict_files(predictor, files, k, bs=64):
-    "For each file (file, list of (label, probability)), or (file, UserError); `bs` images are in memory at once."
-    def read(f):
-        try: return predictor.read(f)
-        except UserError as e: return e
-    with ThreadPoolExecutor() as pool:
-        for batch in chunked(files, bs):
-            images = list(pool.map(read, batch))
-            good = [o for o in images if not isinstance(o, UserError)]
-            tops = iter(predictor.top(predictor.probs(good), k) if good else [])
-            yield from ((f, o if isinstance(o, UserError) else next(tops)) for f, o in zip(batch, images))
 
 
 def write_csv(path, rows):
