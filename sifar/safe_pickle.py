@@ -149,7 +149,7 @@ def load_learner(path, cpu=True, unpickler=SafeUnpickler):
     check_sum(path, content)
     file = rewrite_zip(path, content)
     from fastai import learner
-    module = SimpleNamespace(Unpickler=unpickler, load=lambda f, **k: unpickler(f, **k).load(), __name__="pickle")
+    module = SimpleNamespace(Unpickler=unpickler, __name__="pickle")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="load_learner.*insecure")         # not this unpickler

@@ -227,6 +227,9 @@ def tab(browser, page, request):
 def upload(tab, path): tab.locator("input[type=file]").first.set_input_files(path)
 
 
+def clear(tab): tab.get_by_label("Clear").or_(tab.get_by_title("Clear")).or_(tab.get_by_label("Remove Image")).first.click()
+
+
 def test_a_picture_gives_labels_what_the_model_sees_and_why(tab, exported, pictures):
     upload(tab, pictures[0])
     want = [label for label, _ in Predictor(exported[0]).predict(pictures[0])]
@@ -264,7 +267,7 @@ def test_after_an_example_a_bad_file_is_still_a_message(browser, coloured, tmp_p
     tab.locator(".gallery-item, .gallery button").first.click()
     tab.locator("text=/\\d+ ms/").wait_for()
     (tmp_path / "bad.png").write_bytes(b"hello")
-    tab.get_by_label("Clear").or_(tab.get_by_title("Clear")).or_(tab.get_by_label("Remove Image")).first.click()
+    clear(tab)
     upload(tab, tmp_path / "bad.png")
     tab.locator("#note", has_text="is not an image").wait_for()
     tab.close()
@@ -275,7 +278,7 @@ def test_a_bad_file_is_a_message_and_the_old_answer_goes(tab, pictures, tmp_path
     upload(tab, pictures[0])
     tab.locator("text=/\\d+ ms/").wait_for()
     (tmp_path / "bad.png").write_bytes(b"hello")
-    tab.get_by_label("Clear").or_(tab.get_by_title("Clear")).or_(tab.get_by_label("Remove Image")).first.click()
+    clear(tab)
     upload(tab, tmp_path / "bad.png")
     tab.locator("#note", has_text="is not an image").wait_for()
     assert tab.locator("text=/\\d+ ms/").count() == tab.locator("#seen img").count() == tab.locator("#why img").count() == 0
@@ -284,7 +287,7 @@ def test_a_bad_file_is_a_message_and_the_old_answer_goes(tab, pictures, tmp_path
 def test_a_new_picture_while_a_slow_one_is_read_gets_its_own_answer(tab, exported, pictures, tmp_path):
     Image.effect_noise((4800, 4800), 50).save(tmp_path / "slow.jpg", quality=30)
     upload(tab, tmp_path / "slow.jpg")
-    tab.get_by_label("Clear").or_(tab.get_by_title("Clear")).or_(tab.get_by_label("Remove Image")).first.click()
+    clear(tab)
     upload(tab, pictures[0])
     want = Predictor(exported[0]).predict(pictures[0], 1)[0][0]
     tab.locator("#choice").get_by_text(want, exact=True).first.wait_for()
