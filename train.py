@@ -23,7 +23,7 @@ def train(cfg):
             cbs = run_callbacks(learn, cfg, bar)
             start = resume(learn, cbs) if cfg.resume else 0
             describe_run(run, cfg, learn)
-            learn.fit_warmup_cosine(cfg.epochs, cfg.lr, cfg.warmup * cfg.epochs, start, cbs)
+            learn.fit_warmup_cosine(cfg.epochs, warmup=cfg.warmup * cfg.epochs, start_epoch=start, cbs=cbs, fall=cfg.schedule)
         write_metrics(learn, cfg)
     return run
 

@@ -28,14 +28,39 @@ class Cutout(A.ImageOnlyTransform):
         return img
 
 
-def standard_tfms(sz=32, mirror=True, fill=(0, 0, 0)):
-    "Pad by an eighth (4 of 32 pixels) and crop at random, mirror half of the images, one Cutout hole of a quarter (8)."
+def get_tfms(aug="standard", sz=32, mirror=True, fill=(0, 0, 0)):
+    """Pad by an eighth (4 of 32 pixels) and crop at random, mirror half of the images, one Cutout hole of a quarter (8).
+
+    Before the hole, `trivial` adds one random change of any strength, `rand` two of up to 9/30 of it.
+    https://arxiv.org/abs/2103.10158 https://arxiv.org/abs/1909.13719"""
     pad = sz + 2 * (sz // 8)
+    changes = {"standard": [], "trivial": [A.OneOf(random_changes(1.0, fill), p=1)],
+               "rand": [A.SomeOf(random_changes(0.3, fill), n=2, replace=True, p=1)]}
     return A.Compose([A.PadIfNeeded(pad, pad, border_mode=0, fill=fill), A.RandomCrop(sz, sz),
-                      *([A.HorizontalFlip(p=0.5)] if mirror else []), Cutout(sz // 4, fill)])
+                      *([A.HorizontalFlip(p=0.5)] if mirror else []), *changes[aug], Cutout(sz // 4, fill)])
+
+
+def random_changes(share, fill):
+    "The 14 transforms of TrivialAugment, each with a strength drawn from up to `share` of its widest range."
+    def move(**kwargs): return A.Affine(**kwargs, fill=fill, p=1)
+    def colour(**kwargs): return A.ColorJitter(**{"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, **kwargs}, p=1)
+    angle, shift, factor = 45 * share, share, (1 - 0.99 * share, 1 + 0.99 * share)
+    return [
+        A.NoOp(p=1), A.AutoContrast(p=1), A.Equalize(p=1),
+        move(shear={"x": (-angle, angle), "y": (0, 0)}), move(shear={"x": (0, 0), "y": (-angle, angle)}),
+        move(translate_percent={"x": (-shift, shift), "y": (0, 0)}), move(translate_percent={"x": (0, 0), "y": (-shift, shift)}),
+        move(rotate=(-135 * share, 135 * share)),
+        colour(brightness=factor), colour(contrast=factor), colour(saturation=factor), A.Sharpen(alpha=(0, share), lightness=(1, 1), p=1),
+        A.Posterize(num_bits=(round(8 - 6 * share), 8), p=1), A.Solarize(threshold_range=(1 - share, 1), p=1),
+    ]
 
 
 def seed_tfms(tfms, seed):
     "Let all transforms of the Compose `tfms` draw from one stream of random numbers that starts at `seed`."
     rng, py_random = np.random.default_rng(seed), random.Random(seed)
-    for o in (tfms, *tfms.transforms): o.set_random_state(rng, py_random)
+    share_random_state(tfms, rng, py_random)
+
+
+def share_random_state(tfm, rng, py_random):
+    tfm.set_random_state(rng, py_random)
+    for o in tfm.transforms if isinstance(tfm, A.BaseCompose) else []: share_random_state(o, rng, py_random)

@@ -4,6 +4,7 @@ import difflib
 import io
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, field, fields
 from itertools import takewhile
 from pathlib import Path
@@ -18,7 +19,7 @@ DATASETS = ("cifar100", "cifar10", "digits")
 @dataclass(frozen=True)
 class TrainConfig:
     """Train an image classifier with fastai; the whole run goes into one folder."""
-    preset: Literal["standard", "smoke"] = "standard"
+    preset: Literal["standard", "fast", "smoke"] = "standard"
     "recipe that the other flags override"
     dataset: str = "cifar100"
     "cifar100, cifar10, digits, or path of an image folder"
@@ -28,18 +29,38 @@ class TrainConfig:
     "share of the training images held out to choose on"
     sz: int = 32
     "side of the images of a folder, pixels"
+    sizes: str | None = None
+    "sides while training, stretched over the epochs: 16x2,24,32"
+    aug: Literal["standard", "trivial", "rand"] = "standard"
+    "crop, mirror, Cutout; and TrivialAugment or RandAugment"
+    augment: Literal["item", "batch"] = "item"
+    "augment each image, or a whole batch where it trains"
+    mixup: float = 0.0
+    "alpha of Mixup, 0 for none"
+    cutmix: float = 0.0
+    "alpha of CutMix, 0 for none"
     arch: str = "resnet18"
     "resnet8, resnet10, resnet18, resnet34 or timm:NAME"
     epochs: int = 100
     "passes over the training images"
     bs: int = 128
     "batch size, images"
-    lr: float = 0.1
-    "peak learning rate, SGD with Nesterov momentum"
-    wd: float = 5e-4
-    "weight decay"
+    opt: Literal["sgd", "muon", "adamw"] = "sgd"
+    "SGD with Nesterov momentum, Muon or AdamW"
+    lr: float | None = None
+    "peak learning rate, else 0.1 (muon 0.06, adamw 0.001)"
+    wd: float | None = None
+    "weight decay, else 0.0005 (adamw 0.05)"
+    no_wd_norm: bool = False
+    "no weight decay for norms and biases"
+    clip: float | None = None
+    "largest norm of the gradient"
     warmup: float = 0.05
     "share of the epochs with rising lr"
+    schedule: Literal["cosine", "linear"] = "cosine"
+    "how lr falls to zero after the warm-up"
+    ema: float = 0.0
+    "decay of averaged weights, such as 0.998; 0 for none"
     seed: int = 42
     "seed of split, weights, order and augmentation"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -65,8 +86,12 @@ class TrainConfig:
                 ("sz", 8 <= self.sz <= 512, "between 8 and 512 pixels"),
                 ("epochs", self.epochs >= 1, "at least 1"),
                 ("bs", self.bs >= 2, "at least 2 images"),
-                ("lr", 0 < self.lr < float("inf"), "above 0"),
-                ("wd", 0 <= self.wd < float("inf"), "0 or more"),
+                ("mixup", 0 <= self.mixup < float("inf"), "0 or more"),
+                ("cutmix", 0 <= self.cutmix < float("inf"), "0 or more"),
+                ("lr", self.lr is None or 0 < self.lr < float("inf"), "above 0"),
+                ("wd", self.wd is None or 0 <= self.wd < float("inf"), "0 or more"),
+                ("clip", self.clip is None or 0 < self.clip < float("inf"), "above 0"),
+                ("ema", 0 <= self.ema < 1, "from 0 to below 1"),
                 ("warmup", 0 <= self.warmup < 1, "a share of the epochs, from 0 to below 1 (0.05 of 100 epochs = 5)"),
                 ("seed", 0 <= self.seed < 2**32, "between 0 and 4294967295"),
                 ("workers", 0 <= self.workers <= 64, "between 0 and 64"),
@@ -77,10 +102,24 @@ class TrainConfig:
             nearest("data set", str(self.dataset), DATASETS, "or the path of a folder of images")
         if self.sz != 32 and self.dataset in DATASETS:
             raise UserError(f"--sz {self.sz} is for folders of images: {self.dataset} has 32 pixels.")
+        if self.sizes is not None and not all(8 <= o <= self.sz for o in parse_sizes(self.sizes)):
+            raise UserError(f"--sizes {self.sizes} is out of range: each has to be between 8 and --sz {self.sz} pixels.")
+        if self.augment == "batch" and self.aug != "standard": raise UserError(f"--augment batch knows the standard policy only: leave out --aug {self.aug}.")
+        if self.bs % 2 and (self.mixup or self.cutmix): raise UserError(f"--mixup and --cutmix mix pairs of images: --bs {self.bs} has to be even.")
+
+
+def parse_sizes(text):
+    "The image size of each epoch in `text`: 16x2,24,32 is [16, 16, 24, 32]. Errors: UserError."
+    parts = [re.fullmatch(r"([0-9]{1,4})(?:x([0-9]{1,4}))?", o.strip()) for o in text.split(",")]
+    sizes = [] if None in parts else [int(o[1]) for o in parts for _ in range(int(o[2] or 1))]
+    if not sizes: raise UserError(f"--sizes {text!r} is no list of sizes: write SIDE or SIDExEPOCHS with commas between, such as 16x2,24,32.")
+    return sizes
 
 
 PRESETS = {
     "standard": TrainConfig,
+    "fast": lambda: TrainConfig(preset="fast", valid_pct=0.0, sizes="16x5,20x4,24x3,28x2,32x2", augment="batch", epochs=16, bs=512, opt="muon",
+                                no_wd_norm=True, schedule="linear"),
     "smoke": lambda: TrainConfig(preset="smoke", dataset="digits", arch="resnet8", epochs=30, bs=32, warmup=0.2),
 }
 FREE_ON_RESUME = ("preset", "data", "device", "workers", "runs", "resume", "dry_run")      # no effect on the weights
@@ -98,13 +137,16 @@ def nearest(what, name, known, also=""):
 
 
 def read_settings(run):
-    "The TrainConfig that `run`, a run folder, was started with."
+    "The TrainConfig that `run`, a run folder, was started with. Errors: UserError."
+    known = {o.name for o in fields(TrainConfig)}
+    return read_config(run, lambda about: TrainConfig(**{k: v for k, v in about["settings"].items() if k in known}))
+
+
+def read_config(run, f):
+    "What `f` makes of the dictionary in the config.json of `run`. Errors: UserError."
     path = Path(run) / "config.json"
     if not path.is_file(): raise UserError(f"{str(run)!r} is no run folder: it has no config.json. A run folder is one such as runs/cifar100/<time>-resnet18.")
-    try:
-        settings = json.loads(path.read_text())["settings"]
-        known = {o.name for o in fields(TrainConfig)}
-        return TrainConfig(**{k: v for k, v in settings.items() if k in known})
+    try: return f(json.loads(path.read_text()))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is damaged ({e}): the run cannot be used.") from e
 

@@ -12,7 +12,7 @@ from fastai.vision.core import PILImage
 from fastcore.all import chunked, first
 from PIL import Image
 
-from .datasets import SPLITS, load_data, read_image
+from .datasets import SPLITS, ImageData, load_data, read_image
 
 
 class ReadImage(Transform):
@@ -39,18 +39,50 @@ class ReadLabel(Transform):
 
 
 class Augment(Transform):
-    "Albumentations transforms on training images; an exported learner does not take them along."
+    "Albumentations transforms on training images, or None; an exported learner does not take them along."
     split_idx = 0
 
     def __init__(self, tfms):
         super().__init__()
         self.tfms = tfms
 
-    def encodes(self, o: PILImage): return PILImage.create(self.tfms(image=np.array(o))["image"])
+    def encodes(self, o: PILImage): return PILImage.create(self.tfms(image=np.array(o))["image"]) if self.tfms else o
 
     def __deepcopy__(self, memo): return Augment(self.tfms)
 
     def __getstate__(self): return {**self.__dict__, "tfms": self.tfms if get_spawning_popen() else None}
+
+
+class BatchAugment(Transform):
+    """The standard augmentation of `augment.get_tfms` for a whole batch x (n,c,h,w) uint8 at once, on the device where it is.
+
+    generator: it draws from this one, on the CPU, so that every device sees the same images."""
+    split_idx, order = 0, 5             # before IntToFloatTensor
+
+    def __init__(self, mirror, fill):
+        super().__init__()
+        self.mirror, self.fill, self.generator = mirror, torch.tensor(fill, dtype=torch.uint8), None
+
+    def encodes(self, x: TensorImage): return TensorImage(self.augment(x.as_subclass(torch.Tensor)))
+
+    def augment(self, x):
+        n, c, h, w = x.shape
+        def draw(high): return torch.randint(high, (n, 1), generator=self.generator).to(x.device)
+        y_at, x_at = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
+        rows, cols = y_at + draw(2 * (h // 8) + 1) - h // 8, x_at + draw(2 * (w // 8) + 1) - w // 8
+        if self.mirror: cols = torch.where(draw(2) == 1, cols.flip(1), cols)
+        hole = within(y_at - draw(h) + h // 8, h // 4), within(x_at - draw(w) + w // 8, w // 4)
+        seen = outer(within(rows, h), within(cols, w)) & ~outer(*hole)
+        pixels = (rows.clamp(0, h - 1)[:, :, None] * w + cols.clamp(0, w - 1)[:, None, :]).view(n, h * w, 1)
+        x = x.permute(0, 2, 3, 1).reshape(n, h * w, c).gather(1, pixels.expand(-1, -1, c)).view(n, h, w, c)
+        return torch.where(seen[..., None], x, self.fill.to(x.device)).permute(0, 3, 1, 2)
+
+    def __getstate__(self): return {**self.__dict__, "generator": None}         # an exported learner does not augment
+    def __deepcopy__(self, memo): return self
+
+
+def within(at, length): return (at >= 0) & (at < length)
+def outer(rows, cols): return rows[:, :, None] & cols[:, None, :]
 
 
 class ArrayDL(TfmdDL):
@@ -61,6 +93,8 @@ class ArrayDL(TfmdDL):
     def before_iter(self):
         super().before_iter()
         self.epoch_seed = self.rng.getrandbits(31)
+        for o in self.after_batch.fs:
+            if isinstance(o, BatchAugment): o.generator = torch.Generator().manual_seed(self.epoch_seed)
 
     def create_batches(self, samps):
         rows = isinstance(first(self.dataset.items), (int, np.integer))
@@ -80,29 +114,48 @@ class ArrayDL(TfmdDL):
         return first(o for o in self.after_item.fs if isinstance(o, Augment))
 
     def augment(self, x, row):
-        "Augment the images x (n,sz,sz,3) in place."
-        from .augment import seed_tfms  # takes 2 s, and who loads a learner does not need it
+        "Augment the images x (n,sz,sz,3) in place, unless that is done to the whole batch."
         tfms = self.augments().tfms
+        if not tfms: return
+        from .augment import seed_tfms  # takes 2 s, and who loads a learner does not need it
         seed_tfms(tfms, self.epoch_seed << 32 | int(row))
         for i, o in enumerate(x): x[i] = tfms(image=o)["image"]
 
 
 def get_dls(cfg):
-    "DataLoaders with `train`, `valid` and, as `dls[2]`, the test set; `dls.data` is the ImageData behind them."
-    from .augment import standard_tfms
+    "DataLoaders with `train`, `valid` and, as `dls[2]`, the test set; `dls.data` is the ImageData behind them, `dls.stats` its mean and deviation."
     data = load_data(cfg)
     if cfg.dry_run: data = replace(data, **{o: getattr(data, o)[:cfg.bs] for o in SPLITS})
-    mean, std = data.stats()
+    return make_dls(cfg, data, data.stats())
+
+
+def stand_in_dls(cfg, about):
+    "The DataLoaders of a run without its data set, which `about` describes: noise takes the place of 64 test images."
+    images = np.random.default_rng(0).integers(0, 256, (64, cfg.sz, cfg.sz, 3), dtype=np.uint8)
+    rows = np.arange(len(images))
+    data = ImageData(images, np.zeros(len(images), np.int64), about["vocab"], rows, rows[:0], rows, about["superclasses"])
+    return make_dls(cfg, data, about["stats"])
+
+
+def make_dls(cfg, data, stats):
+    mean, std = stats
     fill = [round(255 * o) for o in mean]           # holes and borders in the mean colour, which is zero once normalised
     rows = [*data.train.tolist(), *data.valid.tolist()]
     block = DataBlock(
         blocks=(TransformBlock(batch_tfms=IntToFloatTensor), CategoryBlock(vocab=data.vocab, sort=False)),
         get_x=ReadImage(data, cfg.sz), get_y=ReadLabel(data),
         splitter=IndexSplitter(range(len(data.train), len(rows))),
-        item_tfms=Augment(standard_tfms(cfg.sz, data.mirrored, fill)),
-        batch_tfms=Normalize.from_stats(mean, std, cuda=False),
+        item_tfms=Augment(item_tfms(cfg, data.mirrored, fill)),
+        batch_tfms=[Normalize.from_stats(mean, std, cuda=False), *([BatchAugment(data.mirrored, fill)] if cfg.augment == "batch" else [])],
         dl_type=ArrayDL)
     dls = block.dataloaders(rows, bs=min(cfg.bs, len(data.train)), num_workers=cfg.workers, device="cpu")
     dls.loaders.append(dls.test_dl(data.test.tolist(), with_labels=True, rm_type_tfms=0))
-    dls.train.rng, dls.data = random.Random(cfg.seed), data
+    dls.train.rng, dls.data, dls.stats = random.Random(cfg.seed), data, stats
     return dls
+
+
+def item_tfms(cfg, mirror, fill):
+    "The albumentations transforms of a run; None where batches are augmented as a whole."
+    if cfg.augment == "batch": return None
+    from .augment import get_tfms
+    return get_tfms(cfg.aug, cfg.sz, mirror, fill)

@@ -1,21 +1,24 @@
 """Data, model, loss, optimizer, metrics and callbacks put together as a fastai Learner."""
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.training import GradientClip
 from fastai.learner import Learner
 from fastai.losses import LabelSmoothingCrossEntropy
 from fastai.metrics import accuracy, top_k_accuracy
-from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 
 from . import schedule  # noqa: F401    gives Learner its fit_warmup_cosine
-from .callbacks import Precision, RunLog, SaveBest, SaveLast, SeedEpochs, StopOnNaN, StopOnSignal, fingerprint, load_weights
-from .config import read_settings
-from .dataloaders import get_dls
+from .callbacks import EMA, GrowImages, Mix, Precision, RunLog, SaveBest, SaveLast, SeedEpochs, StopOnNaN, StopOnSignal, fingerprint, load_weights
+from .config import parse_sizes, read_config, read_settings
+from .cpu import keep_memory
+from .dataloaders import get_dls, stand_in_dls
 from .errors import UserError
 from .models import check_arch, get_model
+from .optim import get_opt
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,18 +51,20 @@ def check_machine(cfg):
 
 
 def get_learner(dls, cfg, path="."):
-    "A Learner on `dls` as `cfg` says: label smoothing 0.1, SGD with Nesterov momentum 0.9, top-1 and top-5 accuracy."
+    "A Learner on `dls` as `cfg` says: label smoothing 0.1, its optimizer, callbacks that change the training, top-1 and top-5 accuracy."
     device = pick_device(cfg.device)
+    if device.type == "cpu": keep_memory()
     set_seed(cfg.seed)
-    model = get_model(cfg.arch, dls.c, cfg.sz).to(device)
+    model = get_model(cfg.arch, dls.c, cfg.sz, zero_init=cfg.opt != "muon").to(device)      # Muon would turn the filters of such blocks by noise
     dls.to(device)
     dtype = pick_precision(cfg.precision, device)
     return Learner(
-        dls, model, path=path, lr=cfg.lr, wd=cfg.wd,
+        dls, model, path=path, **get_opt(cfg, dtype),
         loss_func=LabelSmoothingCrossEntropy(eps=0.1),
-        opt_func=partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9, nesterov=True),
         metrics=[accuracy, partial(top_k_accuracy, k=min(5, dls.c))],
-        cbs=[*([ChannelsLast()] if device.type != "mps" else []), *([Precision(dtype)] if dtype != torch.float32 else [])])
+        cbs=[*([ChannelsLast()] if device.type != "mps" else []), *([Precision(dtype)] if dtype != torch.float32 else []),
+             *([GrowImages(parse_sizes(cfg.sizes))] if cfg.sizes else []), *([Mix(cfg.mixup, cfg.cutmix)] if cfg.mixup or cfg.cutmix else []),
+             *([EMA(cfg.ema)] if cfg.ema else []), *([GradientClip(cfg.clip)] if cfg.clip else [])])
 
 
 def run_callbacks(learn, cfg, bar):
@@ -70,29 +75,39 @@ def run_callbacks(learn, cfg, bar):
 
 def resume(learn, cbs):
     "Put `learn` and `cbs` back to where models/last.pth was written; returns the number of epochs done. Errors: UserError."
-    path = learn.path / learn.model_dir / "last.pth"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    with last_state(learn) as (path, state):
         if state["data"] != fingerprint(learn.dls.data): raise UserError(f"{learn.path} was trained on other data: its classes or numbers of images differ.")
         learn.model.load_state_dict(state["model"])
         learn.create_opt()
         learn.opt.load_state_dict(state["opt"])
-    except FileNotFoundError as e: raise UserError(f"{path} is missing: this run cannot be resumed, start a new one.") from e
-    except UserError: raise
-    except Exception as e: raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]}): this run cannot be resumed.") from e
     for cb in cbs:
         if isinstance(cb, RunLog): cb.history = state["history"]
         if isinstance(cb, SaveBest):
             cb.best = state["best"]
             if state["epoch"] and not path.with_name("best.pth").exists(): raise UserError(f"{path.with_name('best.pth')} is missing: this run cannot be resumed, start a new one.")
+    if hasattr(learn, "ema"): learn.ema.state = state["ema"]
     if hasattr(learn, "precision"): learn.precision.scaler_state = state.get("scaler", {})
     return state["epoch"]
 
 
-def load_run(run):
-    "The Learner of a finished run folder, with the weights that its metrics.json speaks of, and its data. Errors: UserError."
+@contextmanager
+def last_state(learn):
+    "The path of models/last.pth and what it holds; whatever cannot be read or used of it is a UserError."
+    path = learn.path / learn.model_dir / "last.pth"
+    try: yield path, torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as e: raise UserError(f"{path} is missing: this run cannot be resumed, start a new one.") from e
+    except UserError: raise
+    except Exception as e: raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]}): this run cannot be resumed.") from e
+
+
+def load_run(run, images=True):
+    """The Learner of a finished run folder, with the weights that its metrics.json speaks of, and its data. Errors: UserError.
+
+    images: without them, noise stands in for the data set, which then need not be there."""
     cfg, models = read_settings(run), Path(run) / "models"
-    learn = get_learner(get_dls(cfg), cfg, path=run)
+    dls = get_dls(cfg) if images else stand_in_dls(cfg, read_config(run, lambda about: about["data"]))
+    learn = get_learner(dls, cfg, path=run)
     if (models / "best.pth").exists(): load_weights(learn, "best")
-    else: resume(learn, [])
+    else:
+        with last_state(learn) as (_, state): learn.model.load_state_dict(state.get("ema", state)["model"])
     return learn

@@ -34,9 +34,9 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A ResNet of basic blocks with a 3x3 stem and no max-pool: (n,3,h,w) -> (n,n_out). https://arxiv.org/abs/1512.03385
 
-    At 32x32 pixels the stages work at 32, 16, 8 and 4."""
+    At 32x32 pixels the stages work at 32, 16, 8 and 4. zero_init: each block starts as its shortcut, https://arxiv.org/abs/1706.02677"""
 
-    def __init__(self, widths, depths, n_out):
+    def __init__(self, widths, depths, n_out, zero_init=True):
         super().__init__()
         ni = widths[0]
         self.stem = nn.Sequential(conv3x3(3, ni), nn.BatchNorm2d(ni), nn.ReLU(inplace=True))
@@ -49,18 +49,18 @@ class ResNet(nn.Module):
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ni, n_out))
         for m in self.modules():
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-        for m in blocks: nn.init.zeros_(m.bn2.weight)           # each block starts as its shortcut: https://arxiv.org/abs/1706.02677
+        for m in blocks if zero_init else []: nn.init.zeros_(m.bn2.weight)
 
     def forward(self, x): return self.forward_head(self.forward_features(x))
     def forward_features(self, x): return self.blocks(self.stem(x))         # these two as in timm's models
     def forward_head(self, x): return self.head(x)
 
 
-def get_model(arch, n_out, sz=32):
-    "The model `arch` with `n_out` outputs for images of `sz` pixels. Errors: UserError for an unknown name."
+def get_model(arch, n_out, sz=32, zero_init=True):
+    "The model `arch` with `n_out` outputs for images of `sz` pixels; `zero_init` is for our ResNets. Errors: UserError for an unknown name."
     check_arch(arch)
     if arch.startswith("timm:"): return timm_model(arch.removeprefix("timm:"), n_out, sz)
-    return ResNet(*WIDTHS[arch], n_out)
+    return ResNet(*WIDTHS[arch], n_out, zero_init)
 
 
 def check_arch(arch):

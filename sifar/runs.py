@@ -76,6 +76,7 @@ def describe_run(run, cfg, learn):
         "versions": {"python": platform.python_version(), **{o: version(o) for o in PACKAGES}},
         "git_commit": git_commit(),
         "device": str(device), "precision": precision, "machine": platform.machine(),
+        "data": {"vocab": list(data.vocab), "superclasses": data.superclasses, "stats": learn.dls.stats},
     }
     write_file(run / "config.json", json.dumps(about, indent=2) + "\n")
     log.info("%s: %s train, %s valid, %s test images of %d classes", cfg.dataset,

@@ -1,16 +1,19 @@
-"""The learning-rate schedule: linear warm-up, then cosine to zero, set for each batch."""
+"""The learning-rate schedule: linear warm-up, then cosine or linear to zero, set for each batch."""
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds
 from fastai.learner import Learner
 from fastcore.all import L, patch
 
 from .callbacks import StartAt
 
+FALLS = {"cosine": SchedCos, "linear": SchedLin}
 
-def warmup_cosine(lr, warmup):
-    "lr as a function of the position 0..1 in training: linear from 0 to `lr` over the share `warmup`, cosine to 0 after it."
-    if not warmup: return SchedCos(lr, 0)
+
+def warmup_cosine(lr, warmup, fall="cosine"):
+    "lr as a function of the position 0..1 in training: linear from 0 to `lr` over the share `warmup`, then down to 0 by `fall`."
+    down = FALLS[fall](lr, 0)
+    if not warmup: return down
     if warmup >= 1: raise ValueError(f"the warm-up takes {warmup:.3g} of the epochs: pass fit_warmup_cosine a smaller warmup, or more epochs")
-    return combine_scheds([warmup, 1 - warmup], [SchedLin(0, lr), SchedCos(lr, 0)])
+    return combine_scheds([warmup, 1 - warmup], [SchedLin(0, lr), down])
 
 
 @patch
@@ -20,7 +23,8 @@ def fit_warmup_cosine(self: Learner,
     warmup=5,               # epochs of linear warm-up, may be a fraction
     start_epoch=0,          # epochs done already, by a run that is resumed
     cbs=None,               # further callbacks for this fit
+    fall="cosine",          # how it falls after the warm-up: cosine or linear
 ):
-    "Fit for `n_epoch` epochs with a learning rate that rises for `warmup` of them, then falls to zero as a cosine."
-    sched = warmup_cosine(self.lr if lr is None else lr, warmup / n_epoch)
+    "Fit for `n_epoch` epochs with a learning rate that rises for `warmup` of them, then falls to zero as a cosine, or linearly."
+    sched = warmup_cosine(self.lr if lr is None else lr, warmup / n_epoch, fall)
     self.fit(n_epoch - start_epoch, lr, cbs=[ParamScheduler({"lr": sched}), StartAt(start_epoch, n_epoch), *L(cbs)])

@@ -1,8 +1,9 @@
 import random
 
 import numpy as np
+import pytest
 
-from sifar.augment import Cutout, seed_tfms, standard_tfms
+from sifar.augment import Cutout, get_tfms, random_changes, seed_tfms
 
 FILL = (1, 2, 3)
 
@@ -23,7 +24,7 @@ def placed(out, img):
 
 
 def test_every_offset_and_both_sides_are_seen():
-    tfms, img = standard_tfms(fill=FILL), image()
+    tfms, img = get_tfms(fill=FILL), image()
     seed_tfms(tfms, 0)
     seen = [placed(tfms(image=img)["image"], img) for _ in range(1500)]
     assert len({o[:2] for o in seen}) == 81
@@ -31,7 +32,7 @@ def test_every_offset_and_both_sides_are_seen():
 
 
 def test_digits_are_not_mirrored():
-    tfms, img = standard_tfms(mirror=False, fill=FILL), image()
+    tfms, img = get_tfms(mirror=False, fill=FILL), image()
     assert not any(placed(tfms(image=img)["image"], img)[2] for _ in range(100))
 
 
@@ -49,7 +50,7 @@ def test_cutout_fills_one_square_of_8_wherever_its_centre_is():
 
 def test_one_seed_one_stream():
     def stream(seed):
-        tfms = standard_tfms()
+        tfms = get_tfms()
         seed_tfms(tfms, seed)
         return [tfms(image=image())["image"] for _ in range(5)]
     a, b, c = stream(3), stream(3), stream(4)
@@ -60,5 +61,30 @@ def test_one_seed_one_stream():
 
 
 def test_the_policy_scales_with_the_size():
-    out = standard_tfms(64)(image=np.full((64, 64, 3), 9, np.uint8))["image"]
+    out = get_tfms(sz=64)(image=np.full((64, 64, 3), 9, np.uint8))["image"]
     assert out.shape == (64, 64, 3) and (out == 0).all(-1).sum() >= 8 * 8
+
+
+@pytest.mark.parametrize("aug", ["trivial", "rand"])
+def test_policies_change_images_in_many_ways_by_the_seed_alone(aug):
+    tfms, img = get_tfms(aug), np.full((32, 32, 3), 100, np.uint8)
+    img[8:24, 8:24] = (250, 20, 60)
+    def stream(seed):
+        seed_tfms(tfms, seed)
+        return [tfms(image=img)["image"] for _ in range(200)]
+    a = stream(1)
+    assert all((x == y).all() for x, y in zip(a, stream(1))) and any((x != y).any() for x, y in zip(a, stream(2)))
+    assert all(o.shape == (32, 32, 3) and o.dtype == np.uint8 for o in a) and len({o.tobytes() for o in a}) > 190
+    standard = get_tfms()
+    seed_tfms(standard, 1)
+    colours = [len({tuple(p) for o in stream for p in o.reshape(-1, 3)}) for stream in (a, [standard(image=img)["image"] for _ in range(200)])]
+    assert colours[0] > 100 and colours[1] == 3, "two colours and the fill"
+
+
+def test_trivial_augment_goes_further_than_rand_augment():
+    def farthest(share):
+        tfms, img = random_changes(share, (0, 0, 0)), image()
+        return [max(abs(tfm(image=img)["image"].astype(int) - img).mean() for _ in range(40)) for tfm in tfms]
+    wide, narrow = farthest(1.0), farthest(0.3)
+    assert wide[0] == narrow[0] == 0 and len(wide) == 14 and all(a > 0 for a in wide[1:])
+    assert all(a > b for a, b in list(zip(wide, narrow))[8:]), "brightness, contrast, saturation, sharpness, bits and threshold"

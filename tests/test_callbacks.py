@@ -108,3 +108,108 @@ def test_a_gpu_trains_in_every_precision():
         learn = learner(precision=precision, device="cuda")
         with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(2, 0.1, 0)
         assert learn.recorder.values[-1][0] < math.log(10) + 0.3 and next(learn.model.parameters()).is_cuda
+
+
+class Watch(Callback):
+    "Notes the size of each batch after the callbacks before it, and of the epoch that it belongs to."
+    order = 30
+    def before_fit(self): self.seen = []
+    def before_batch(self): self.seen.append((self.training, self.epoch, self.x.shape[-1]))
+
+
+@pytest.mark.parametrize("epochs, sizes", [(4, [16, 16, 24, 32]), (8, [16, 16, 16, 16, 24, 24, 32, 32]), (1, [24]), (2, [16, 32]), (3, [16, 24, 32])])
+def test_images_grow_in_training_and_are_whole_in_validation(epochs, sizes):
+    learn, watch = learner(sizes="16x2,24,32", bs=512), Watch()
+    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(epochs, 0.1, 0, cbs=watch)
+    assert [{s for t, e, s in watch.seen if t and e == i} for i in range(epochs)] == [{o} for o in sizes]
+    assert {s for t, _, s in watch.seen if not t} == {32}
+
+
+def test_shrunk_images_are_the_means_of_their_pixels():
+    learn, x = learner(sizes="16"), torch.rand(4, 3, 32, 32)
+    grow = learn.grow_images
+    learn.epoch, learn.n_epoch, learn.xb, learn.yb = 0, 1, (x,), ()
+    grow.before_epoch()
+    grow.before_batch()
+    inner = learn.xb[0][:, :, 1:-1, 1:-1]
+    want = torch.nn.functional.interpolate(x, (16, 16), mode="bilinear", antialias=True)[:, :, 1:-1, 1:-1]
+    assert torch.equal(inner, want) and learn.xb[0].mean() == pytest.approx(x.mean().item(), abs=0.01)
+
+
+def mixed(**kwargs):
+    "A batch of training as it comes, as a callback mixes it, the targets (n,10) that follow from the loss, and the learner."
+    learn, got = learner(precision="fp32", bs=64, **kwargs), {}
+
+    class Take(Callback):
+        order = -50
+        def before_batch(self): got["x"], got["y"] = self.x.as_subclass(torch.Tensor).clone(), self.y
+
+    class Look(Callback):
+        order = -1              # before Mix restores the loss
+        def after_pred(self): got["mixed"] = self.x
+        def after_loss(self):
+            if not self.training: return
+            probe = torch.zeros_like(self.pred, requires_grad=True)         # d loss / d logits = softmax - target
+            grad, = torch.autograd.grad(self.loss_func(probe, *self.yb) * len(probe), probe)
+            got["targ"] = 0.1 - grad
+            raise CancelFitException
+    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0, cbs=[Take(), Look()])
+    return got, learn
+
+
+def smoothed(y, n=10, eps=0.1): return torch.nn.functional.one_hot(y.as_subclass(torch.Tensor), n) * (1 - eps) + eps / n
+
+
+def test_mixup_mixes_images_and_targets_alike():
+    torch.manual_seed(3)
+    got, learn = mixed(mixup=1.0)
+    x, y = got["x"], smoothed(got["y"])
+    share = ((got["mixed"] - x.flip(0)) * (x - x.flip(0))).sum() / (x - x.flip(0)).square().sum()
+    assert torch.allclose(got["mixed"], share * x + (1 - share) * x.flip(0), atol=1e-4)
+    assert torch.allclose(got["targ"], share * y + (1 - share) * y.flip(0), atol=1e-4)
+    assert type(learn.loss_func).__name__ == "LabelSmoothingCrossEntropy", "also after a fit that was cancelled"
+
+
+def test_cutmix_pastes_one_rectangle_and_mixes_targets_by_its_area():
+    got, _ = mixed(cutmix=1.0)
+    x, y = got["x"], smoothed(got["y"])
+    pasted = (got["mixed"] == x.flip(0)).all(1) & ~(x == x.flip(0)).all(1)
+    kept = (got["mixed"] == x).all(1)
+    assert (pasted | kept).all()
+    hole = ~kept.all(0)
+    ys, xs = torch.nonzero(hole, as_tuple=True)
+    share = 1 - (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1) / 32**2 if len(ys) else 1.0
+    assert torch.allclose(got["targ"], share * y + (1 - share) * y.flip(0), atol=0.02)
+
+
+def test_validation_is_not_mixed():
+    plain, mix = learner(precision="fp32"), learner(precision="fp32", mixup=1.0, cutmix=1.0)
+    with plain.no_bar(), plain.no_logging(), mix.no_bar(), mix.no_logging():
+        assert mix.validate() == plain.validate()
+        mix.fit_warmup_cosine(1, 0.01, 0)
+        assert mix.recorder.values[-1][1:] == mix.validate()
+
+
+def test_ema_averages_the_weights_and_is_what_is_validated_and_left():
+    learn, steps = learner(precision="fp32", ema=0.9, bs=256), []
+
+    class Note(Callback):
+        order = 100
+        def after_batch(self):
+            if self.training: steps.append(self.model.stem[0].weight.detach().clone())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(2, 0.05, 0, cbs=Note())
+        average = steps[0]
+        for i, o in enumerate(steps): average = average.lerp(o, 1 - min(0.9, 1 - (1 + i) ** (-2 / 3)))       # timm's warm-up
+        assert torch.allclose(learn.model.stem[0].weight, average, atol=1e-4)
+        assert learn.recorder.values[-1][1:] == learn.validate()
+
+
+def test_gradients_are_clipped():
+    learn, norms = learner(precision="fp32", clip=0.01), []
+
+    class Look(Callback):
+        order = 60
+        def before_step(self): norms.append(torch.stack([p.grad.norm() for p in self.model.parameters()]).norm().item())
+    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0, cbs=Look())
+    assert max(norms) == pytest.approx(0.01, rel=1e-3)

@@ -8,14 +8,14 @@ import pytest
 
 import train
 from sifar import TrainConfig, UserError
-from sifar.config import parse_args, read_settings
+from sifar.config import parse_args, parse_sizes, read_settings
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_the_default_is_the_standard_recipe():
     cfg = parse_args([])
-    assert (cfg.dataset, cfg.arch, cfg.epochs, cfg.bs, cfg.lr, cfg.wd, cfg.warmup * cfg.epochs) == ("cifar100", "resnet18", 100, 128, 0.1, 5e-4, 5)
+    assert (cfg.dataset, cfg.arch, cfg.epochs, cfg.bs, cfg.opt, cfg.warmup * cfg.epochs) == ("cifar100", "resnet18", 100, 128, "sgd", 5)
     assert cfg.valid_pct == 0.1
 
 
@@ -40,6 +40,9 @@ def test_data_comes_from_the_environment(monkeypatch):
     (["--dataset", "no/such/folder"], "path of a folder"), (["--arch", "resnet-18"], "did you mean resnet18"), (["--resume", "nowhere"], "'nowhere' is no run folder"), (["--resume="], "'' is no run folder"), (["--name", ".."], "--name .."),
     (["--epochs", "ten"], "--epochs: invalid literal for int() with base 10: 'ten'"), (["--nonsense", "1"], "--nonsense"), (["--preset", "huge"], "huge"),
     (["--precision", "int4"], "int4"), (["--arch", "timm:resnet18x"], "did you mean resnet18"), (["--arch", "timm:"], "Unknown timm model ''"),
+    (["--sizes", "16x2,big"], "--sizes '16x2,big' is no list of sizes"), (["--sizes", ""], "is no list of sizes"), (["--sizes", "16,64"], "between 8 and --sz 32"),
+    (["--mixup", "-1"], "--mixup"), (["--cutmix", "nan"], "--cutmix nan"), (["--ema", "1"], "--ema 1.0"), (["--clip", "0"], "--clip 0.0"),
+    (["--augment", "batch", "--aug", "rand"], "leave out --aug rand"), (["--bs", "33", "--mixup", "1"], "--bs 33 has to be even"),
     (["--device", "cpu:1"], "--device cpu:1 is not on this machine"),
 ])
 def test_a_bad_value_is_one_line_and_exit_code_2(args, words, capsys, tmp_path, monkeypatch):
@@ -47,6 +50,10 @@ def test_a_bad_value_is_one_line_and_exit_code_2(args, words, capsys, tmp_path, 
     with pytest.raises(SystemExit) as e: train.main(args)
     out = capsys.readouterr()
     assert e.value.code == 2 and words in out.err and out.err.count("\n") == 1 and "Traceback" not in out.err
+
+
+def test_sizes():
+    assert parse_sizes("16x2,20,32x3") == [16, 16, 20, 32, 32, 32] and parse_sizes("32") == [32] and parse_sizes("16x1, 24") == [16, 24]
 
 
 def test_settings_survive_the_run_folder(tmp_path):
@@ -66,7 +73,7 @@ def test_resuming_refuses_what_would_change_the_result(tmp_path):
     run = ["--resume", str(tmp_path)]
     assert parse_args(run).epochs == 7
     assert parse_args([*run, "--epochs", "9", "--workers", "2"]).epochs == 9
-    with pytest.raises(UserError, match=r"--lr 0.5 \(was 0.1\)"): parse_args([*run, "--lr", "0.5"])
+    with pytest.raises(UserError, match=r"--lr 0.5 \(was None\)"): parse_args([*run, "--lr", "0.5"])
     with pytest.raises(UserError, match=r"--epochs 3 \(was 7\)"): parse_args([*run, "--epochs", "3"])
 
 

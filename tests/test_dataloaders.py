@@ -12,6 +12,8 @@ from fastai.vision.all import Resize, TensorCategory, TensorImage, ToTensor, loa
 from PIL import Image
 
 from sifar import TrainConfig, get_dls, get_learner
+from sifar.augment import get_tfms, seed_tfms
+from sifar.dataloaders import BatchAugment
 
 matplotlib.use("agg")
 
@@ -136,3 +138,67 @@ def test_a_copied_data_set_keeps_its_images():
 def test_a_dry_run_takes_one_batch_of_each_split():
     dls = get_dls(digits(bs=16, dry_run=True))
     assert [len(o) for o in (dls.train, dls.valid, dls[2])] == [1, 1, 1]
+
+
+def batch_augment(x, mirror=True, seed=0, fill=(1, 2, 3)):
+    "x (n,32,32,3) uint8 augmented as one batch."
+    tfm = BatchAugment(mirror, fill)
+    tfm.generator = torch.Generator().manual_seed(seed)
+    return tfm.encodes(TensorImage(torch.from_numpy(x).permute(0, 3, 1, 2))).permute(0, 2, 3, 1).numpy()
+
+
+def test_a_batch_is_augmented_by_the_distributions_of_the_items():
+    "An image whose pixels tell where they come from, 40,000 times by each way."
+    y, x = np.mgrid[:32, :32]
+    img, n = np.stack([10 + y, 10 + x, np.full_like(x, 9)], -1).astype(np.uint8), 40_000
+    tfms = get_tfms(fill=(1, 2, 3))
+    seed_tfms(tfms, 0)
+    items = np.stack([tfms(image=img)["image"] for _ in range(n)])
+    batch = batch_augment(np.broadcast_to(img, (n, 32, 32, 3)).copy())
+    filled_i, filled_b = ((o == (1, 2, 3)).all(-1) for o in (items, batch))
+    assert abs(filled_i.mean(0) - filled_b.mean(0)).max() < 0.015, "borders and holes"
+    assert abs(items.mean(0) - batch.mean(0)).max() < 0.4 and abs(items.std(0) - batch.std(0)).max() < 0.4, "what is seen where"
+    for a, b in ((offsets(o, f) for o, f in ((items, filled_i), (batch, filled_b))),):
+        assert a.shape == b.shape == (81 * 2,) and abs(a - b).max() < 0.004 and min(a.min(), b.min()) > 0.003, "each shift, mirrored or not"
+    holes_i, holes_b = (np.bincount(o.sum((1, 2)), minlength=600) / n for o in (filled_i, filled_b))
+    assert abs(np.cumsum(holes_i) - np.cumsum(holes_b)).max() < 0.015, "pixels filled in an image"
+
+
+def offsets(images, filled):
+    "The share of images with each of the 81 shifts, not mirrored and mirrored."
+    rows, cols = images[..., 0].astype(int) - np.arange(32)[:, None], images[..., 1].astype(int)
+    straight, mirrored = cols - np.arange(32), cols + np.arange(32) - 31
+    def common(o): return np.ma.median(np.ma.masked_array(o, filled), axis=(1, 2)).astype(int) - 10
+    def constant(o): return np.ma.masked_array(o, filled).std(axis=(1, 2)) == 0
+    is_mirrored = ~constant(straight)
+    shift = np.where(is_mirrored, common(mirrored), common(straight))
+    return np.bincount((common(rows) + 4) * 9 + shift + 4 + 81 * is_mirrored, minlength=162) / len(images)
+
+
+def test_a_batch_of_digits_is_not_mirrored():
+    x = np.zeros((500, 32, 32, 3), np.uint8)
+    x[:, :, :16] = 200
+    left, right = (batch_augment(x, mirror=False)[:, :, o].astype(int).sum() for o in (slice(0, 10), slice(22, 32)))
+    assert left > 20 * right
+
+
+def test_whole_batches_follow_the_seed_and_leave_the_images_alone():
+    cfg = digits(augment="batch", bs=64)
+    dls = get_dls(cfg)
+    before = dls.data.images.copy()
+    assert equal(epoch(dls, 1), epoch(dls, 1)) and not equal(epoch(dls, 1), epoch(dls, 2))
+    assert equal(epoch(dls), epoch(get_dls(digits(augment="batch", bs=64, workers=2)))) and (dls.data.images == before).all()
+    x, y = dls.one_batch()
+    assert type(x) is TensorImage and x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
+    assert all((a == b).all() for (a, _), (b, _) in zip(dls.valid, get_dls(digits(bs=64)).valid)), "validation is not augmented"
+
+
+def test_a_run_that_augments_batches_is_exported_without_that(tmp_path):
+    cfg = digits(augment="batch", precision="fp32")
+    learn = get_learner(get_dls(cfg), cfg, path=tmp_path)
+    learn.dls.show_batch(max_n=4)
+    image = learn.dls.data.images[0]
+    with learn.no_bar(): want = learn.predict(image)[2]
+    learn.export("l.pkl")
+    loaded = load_learner(tmp_path / "l.pkl")
+    with loaded.no_bar(): assert torch.allclose(loaded.predict(image)[2], want, atol=1e-5)

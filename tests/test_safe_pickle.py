@@ -34,14 +34,14 @@ def needed(folder):
 
     class Recorder(SafeUnpickler):
         def allow(self, kind, name): seen.add(f"{kind} {name}")
-    for precision, archs in (("fp32", (*ARCHS, *TIMM)), ("bf16", ("resnet8",))):
-        for arch in archs:
-            cfg = TrainConfig(dataset="digits", arch=arch, precision=precision)
-            learn = get_learner(get_dls(cfg), cfg, path=folder)
-            if arch == "resnet8":
-                with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, warmup=0.2)
-            learn.export("learner.pkl", pickle_module=pickle)
-            load_learner(Path(folder) / "learner.pkl", unpickler=Recorder)
+    for settings in (*({"arch": o, "precision": "fp32"} for o in (*ARCHS, *TIMM)), {"precision": "bf16"},
+                     {"precision": "bf16", "opt": "muon", "augment": "batch"}, {"precision": "fp32", "opt": "adamw", "no_wd_norm": True}):
+        cfg = TrainConfig(dataset="digits", **{"arch": "resnet8", **settings})
+        learn = get_learner(get_dls(cfg), cfg, path=folder)
+        if cfg.arch == "resnet8":
+            with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, warmup=0.2)
+        learn.export("learner.pkl", pickle_module=pickle)
+        load_learner(Path(folder) / "learner.pkl", unpickler=Recorder)
     return NOTE + "".join(f"{o}\n" for o in sorted(seen))
 
 

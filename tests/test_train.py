@@ -40,8 +40,10 @@ def assert_same_run(a, b):
     "Weights, optimizer and history of two run folders are the same, bit for bit."
     u, v = weights(a), weights(b)
     assert u["model"].keys() == v["model"].keys() and all(torch.equal(u["model"][k], v["model"][k]) for k in u["model"])
-    momenta = [[o["momentum_buffer"] for o in s["opt"]["state"].values()] for s in (u, v)]
+    momenta = [[x for o in s["opt"]["state"].values() for x in o.values() if isinstance(x, torch.Tensor)] for s in (u, v)]
     assert len(momenta[0]) > 10 and all(torch.equal(x, y) for x, y in zip(*momenta))
+    averages = [s.get("ema", {"model": {}})["model"] for s in (u, v)]
+    assert averages[0].keys() == averages[1].keys() and all(torch.equal(averages[0][k], averages[1][k]) for k in averages[0])
     assert history(a) == history(b) and u["best"] == v["best"]
 
 
@@ -107,6 +109,21 @@ def test_a_run_stopped_in_its_first_epoch_can_be_resumed(undisturbed, tmp_path):
     process.communicate()
     run("--resume", tmp_path / "digits" / "cut")
     assert_same_run(undisturbed, tmp_path / "digits" / "cut")
+
+
+@pytest.mark.parametrize("options", [
+    ("--opt", "muon", "--sizes", "16x2,24,32", "--ema", "0.9", "--augment", "batch", "--mixup", "0.4", "--cutmix", "1", "--schedule", "linear"),
+    ("--opt", "adamw", "--no-wd-norm", "--aug", "trivial", "--clip", "1", "--valid-pct", "0", "--ema", "0.9")])
+def test_every_option_is_resumed_to_the_same_weights(tmp_path, options):
+    run(*SMALL, *options, "--runs", tmp_path, "--name", "whole")
+    process = subprocess.Popen(command(*SMALL, *options, "--runs", tmp_path, "--name", "cut"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for line in process.stdout:
+        if re.search(r"  +2 +\d\.\d{4} ", line): break
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "digits" / "cut" / "metrics.json").exists()
+    run("--resume", tmp_path / "digits" / "cut")
+    assert_same_run(tmp_path / "digits" / "whole", tmp_path / "digits" / "cut")
 
 
 def test_more_epochs_go_on_from_a_finished_run(tmp_path, capsys):

@@ -1,0 +1,76 @@
+"""The optimizers of a Learner: SGD with Nesterov momentum, AdamW, and Muon on the filters of convolutions."""
+from functools import partial
+
+import torch
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import trainable_params
+
+DEFAULTS = {"sgd": (0.1, 5e-4), "muon": (0.06, 5e-4), "adamw": (1e-3, 0.05)}      # peak learning rate, weight decay
+
+
+def orthogonalize(g, dtype=torch.float32):
+    """A matrix (n,m) with the singular vectors of `g` and singular values near 1, computed in `dtype`.
+
+    Three Newton-Schulz steps, all of them on the smaller of the two squares of `g`. https://kellerjordan.github.io/posts/muon/"""
+    x = (g / (g.norm() + 1e-7)).to(dtype)
+    tall = x.shape[0] > x.shape[1]
+    if tall: x = x.T
+    square = x @ x.T
+    product = one = torch.eye(len(x), dtype=dtype, device=x.device)
+    for _ in range(3):
+        step = 3.4445 * one - 4.7750 * square + 2.0315 * square @ square
+        product, square = step @ product, step @ square @ step
+    x = product @ x
+    return (x.T if tall else x).to(g.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon on the first group, filters (o,i,h,w) taken as matrices (o,i*h*w); SGD on the others, at `scales` times the lr of the first.
+
+    Filters keep their norm: at each step it is set to the root of their number, so that lr alone says how far they turn.
+    torch.optim.Muon takes matrices only, and always computes in bfloat16, which is slow on many processors."""
+
+    def __init__(self, params, lr=0.06, momentum=0.9, weight_decay=0, scales=(1, 10 / 3, 5 / 3), dtype=torch.float32):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.scales, self.dtype = scales, dtype
+
+    @torch.no_grad()
+    def step(self):
+        for i, (group, scale) in enumerate(zip(self.param_groups, self.scales)):
+            for p in group["params"]:
+                if p.grad is None: continue
+                update = self.nesterov(p, p.grad if i == 0 else p.grad + group["weight_decay"] * p, group["momentum"])
+                if i == 0:
+                    p.mul_(len(p) ** 0.5 / (p.norm() + 1e-7))
+                    update = orthogonalize(update.flatten(1), self.dtype).view_as(update)
+                p.sub_(update, alpha=scale * group["lr"])
+
+    def nesterov(self, p, grad, mom):
+        state = self.state[p]
+        if "momentum_buffer" not in state: state["momentum_buffer"] = torch.zeros_like(p)
+        state["momentum_buffer"].mul_(mom).add_(grad)
+        return grad + mom * state["momentum_buffer"]
+
+
+def split_norms(model):
+    "The parameters as two groups: filters and matrices; norms and biases."
+    ps = trainable_params(model)
+    return [[p for p in ps if p.ndim > 1], [p for p in ps if p.ndim < 2]]
+
+
+def split_filters(model):
+    "The parameters as three groups: filters but those on the image itself; other matrices; norms and biases."
+    weights, vectors = split_norms(model)
+    def is_filter(p): return p.ndim == 4 and p.shape[1] > 3
+    return [[p for p in weights if is_filter(p)], [p for p in weights if not is_filter(p)], vectors]
+
+
+def get_opt(cfg, dtype):
+    "How a Learner optimizes as `cfg` says: its opt_func, splitter, lr and wd. Muon's matrix products are in `dtype`."
+    lr, wd = (default if o is None else o for o, default in zip((cfg.lr, cfg.wd), DEFAULTS[cfg.opt]))
+    norms_wd = 0.0 if cfg.no_wd_norm else wd
+    if cfg.opt == "muon": opt, splitter, wd = {"opt": Muon, "dtype": dtype}, split_filters, [0.0, wd, norms_wd]
+    else:
+        opt = {"opt": torch.optim.SGD, "momentum": 0.9, "nesterov": True} if cfg.opt == "sgd" else {"opt": torch.optim.AdamW}
+        splitter, wd = (split_norms, [wd, norms_wd]) if cfg.no_wd_norm else (trainable_params, wd)
+    return {"opt_func": partial(OptimWrapper, **opt), "splitter": splitter, "lr": lr, "wd": wd}

@@ -1,0 +1,55 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sifar import TrainConfig, get_dls, get_learner
+from sifar.cpu import SmallConvs, keep_memory
+
+SHAPES = [  # inputs, outputs, height, width, kernel, stride, padding
+    (5, 7, 2, 2, 3, 1, 1), (5, 7, 3, 3, 3, 1, 1), (4, 6, 4, 4, 3, 2, 1), (4, 6, 5, 5, 3, 1, 1), (4, 6, 8, 8, 3, 2, 1), (4, 6, 4, 4, 1, 2, 0),
+    (4, 6, 3, 3, 1, 1, 0), (4, 6, 7, 7, 5, 2, 2), (3, 4, 4, 4, 3, 1, 0), (3, 5, 2, 2, 2, 1, 1), (3, 5, 3, 5, 3, 1, 1), (3, 5, 1, 1, 3, 1, 1)]
+
+
+@pytest.mark.parametrize("ni, nf, h, w, kernel, stride, padding", SHAPES)
+def test_a_small_convolution_and_its_gradients_are_those_of_torch(ni, nf, h, w, kernel, stride, padding):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(ni, nf, kernel, stride, padding, bias=False).double()
+    x = torch.randn(6, ni, h, w, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    want = conv(x)
+    with SmallConvs(torch.float64): got = conv(x)
+    assert got.grad_fn.name() == "SmallConvBackward" and want.grad_fn.name() == "ConvolutionBackward0"
+    grad = torch.randn_like(want)
+    wants, gots = (torch.autograd.grad(o, [x, conv.weight], grad) for o in (want, got))
+    for a, b in zip((want, *wants), (got, *gots)): assert torch.allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False), nn.Conv2d(4, 4, 3, dilation=2, padding=2, bias=False),
+                                  nn.Conv2d(4, 4, (1, 3), padding=(0, 1), bias=False), nn.Conv2d(4, 4, 3, padding="same", bias=False)])
+def test_other_convolutions_are_left_to_torch(conv):
+    x = torch.randn(2, 4, 4, 4)
+    with SmallConvs(torch.float32): assert conv(x).grad_fn.name() == "ConvolutionBackward0" and torch.equal(conv(x), F.conv2d(x, *conv.parameters(), *([] if conv.bias is not None else [None]), conv.stride, conv.padding, conv.dilation, conv.groups))
+    big = torch.randn(2, 4, 6, 6)
+    with SmallConvs(torch.float32): assert nn.Conv2d(4, 4, 3, padding=1, bias=False)(big).grad_fn.name() == "ConvolutionBackward0"
+
+
+def test_a_training_with_them_is_the_same_training(monkeypatch):
+    losses = {}
+    for amx in (False, True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx, "avx512_bf16": True})          # noqa: B023
+        cfg = TrainConfig(dataset="digits", arch="resnet10", bs=256, sizes="16", precision="bf16")
+        learn = get_learner(get_dls(cfg), cfg)
+        with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0)
+        losses[amx] = torch.stack(learn.recorder.losses) if isinstance(learn.recorder.losses[0], torch.Tensor) else torch.tensor(learn.recorder.losses)
+    assert torch.allclose(losses[False], losses[True], rtol=0.02)
+
+
+def test_memory_is_asked_for_once():
+    "Page faults tell whether freed memory goes back to the system."
+    resource = pytest.importorskip("resource")
+    keep_memory()
+    def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(20_000_000)
+    before = faults()
+    for _ in range(20): torch.ones(20_000_000)
+    assert faults() - before < 20_000, "19,532 pages are one tensor"
