@@ -43,7 +43,7 @@ def export_run(run):
         about.update(json.loads((run / "metrics.json").read_text()))
         about = {k: about[k] for k in KEPT_FACTS}
     except (ValueError, KeyError, TypeError) as e: raise UserError(f"config.json or metrics.json in {run} is damaged ({e!r}): train the run again.") from e
-    learn = load_run(run)
+    learn = load_run(run, images=False)
     write_learner(learn, run / "learner.pkl", describe(learn, cfg, about))
     return learn
 
@@ -77,7 +77,7 @@ def only_inference(learn):
 
 
 def some_images(learn, n=64):
-    "Up to `n` images (n,sz,sz,3) uint8 of the test set, or where that is empty of the others."
+    "Up to `n` images (n,sz,sz,3) uint8 of the test set, or where that is empty of the others; noise where the data set is not at hand."
     data = learn.dls.data
     rows = next(o for o in (data.test, data.valid, data.train) if len(o))
     return data.images[rows[:n]]
