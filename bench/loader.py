@@ -1,55 +1,86 @@
-"""Augmented training images a second that one process feeds: our batches against stock fastai with the same albumentations.
+"""Augmented and normalised training images a second from one process: our two ways against stock fastai and torchvision.
 
     python -m bench.loader [--data DIR]         # CIFAR-100; SIFAR_DATA or data/ by default
 
-Both read the same array, augment alike and normalise; they take turns, and the medians of 5 rounds count."""
+All read the same array and augment alike (torchvision has no Cutout of one fixed size: RandomErasing takes its place)."""
 import argparse
 import statistics
 import time
 
-import numpy as np
-from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, IndexSplitter, Normalize, PILImage, Transform
-
-from sifar import TrainConfig, get_dls
-from sifar.augment import standard_tfms
+from bench.race import race, ratio
+from sifar import TrainConfig
 
 
-class Albumentations(Transform):
-    "The usual way to use albumentations in fastai: one Pillow image at a time."
-    split_idx = 0
+def rate(dl, n):
+    "Images/s of `dl`, in rounds of `n` images."
+    while True:
+        start, seen = time.perf_counter(), 0
+        while seen < n:
+            for x, _ in dl:
+                seen += len(x)
+                if seen >= n: break
+        yield seen / (time.perf_counter() - start)
 
-    def __init__(self, tfms):
-        super().__init__()
-        self.tfms = tfms
 
-    def encodes(self, img: PILImage): return PILImage.create(self.tfms(image=np.array(img))["image"])
+def ours(cfg, n):
+    from sifar import get_dls
+    yield from rate(get_dls(cfg).train, n)
 
 
-def stock_dls(data, bs):
-    "What the fastai documentation shows, on the same images."
+def stock_fastai(cfg, n):
+    "What the fastai documentation shows, on the same images: one Pillow image at a time."
+    import numpy as np
+    from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, IndexSplitter, Normalize, PILImage, Transform
+
+    from sifar.augment import get_tfms
+    from sifar.datasets import load_data
+
+    class Albumentations(Transform):
+        split_idx = 0
+
+        def __init__(self, tfms):
+            super().__init__()
+            self.tfms = tfms
+
+        def encodes(self, img: PILImage): return PILImage.create(self.tfms(image=np.array(img))["image"])
+
+    data = load_data(cfg)
     mean, std = data.stats()
     block = DataBlock((ImageBlock, CategoryBlock(vocab=data.vocab, sort=False)), get_x=lambda i: data.images[i], get_y=lambda i: data.vocab[data.labels[i]],
-                      splitter=IndexSplitter([]), item_tfms=Albumentations(standard_tfms()), batch_tfms=Normalize.from_stats(mean, std, cuda=False))
-    return block.dataloaders(data.train.tolist(), bs=bs, num_workers=0, device="cpu")
+                      splitter=IndexSplitter([]), item_tfms=Albumentations(get_tfms()), batch_tfms=Normalize.from_stats(mean, std, cuda=False))
+    yield from rate(block.dataloaders(data.train.tolist(), bs=cfg.bs, num_workers=0, device="cpu").train, n)
 
 
-def images_per_second(dl, n):
-    start, seen = time.perf_counter(), 0
-    for x, _ in dl:
-        seen += len(x)
-        if seen >= n: break
-    return seen / (time.perf_counter() - start)
+def torchvision_v2(cfg, n):
+    "torchvision's v2 transforms on tensors, in torch's DataLoader."
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision.transforms import v2
+
+    from sifar.datasets import load_data
+    data = load_data(cfg)
+    mean, std = data.stats()
+    images = torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous()
+    tfms = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std),
+                       v2.RandomErasing(p=1, scale=(1 / 16, 1 / 16), ratio=(1, 1))])
+
+    class Images(Dataset):
+        def __len__(self): return len(data.train)
+        def __getitem__(self, i): return tfms(images[data.train[i]]), int(data.labels[data.train[i]])
+
+    yield from rate(DataLoader(Images(), cfg.bs, shuffle=True, drop_last=True), n)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default=TrainConfig().data)
     cfg = TrainConfig(data=parser.parse_args().data)
-    ours = get_dls(cfg)
-    stock = stock_dls(ours.data, cfg.bs)
-    rounds = [(images_per_second(ours.train, 20_000), images_per_second(stock.train, 2_000)) for _ in range(6)][1:]
-    print(f"sifar {statistics.median(o for o, _ in rounds):,.0f} images/s, stock fastai {statistics.median(o for _, o in rounds):,.0f} images/s, "
-          f"ratio {statistics.median(a / b for a, b in rounds):.1f}")
+    batch = TrainConfig(data=cfg.data, bs=512, augment="batch")
+    figures = race({"sifar, items": (ours, (cfg, 20_000)), "sifar, batches": (ours, (batch, 100_000)), "stock fastai": (stock_fastai, (cfg, 3_000)),
+                    "torchvision v2": (torchvision_v2, (cfg, 5_000))})
+    for k, v in figures.items():
+        ratios = "".join(f"   {ratio(figures[o], v):5.1f} times as fast are {o.split()[1]}" for o in ("sifar, items", "sifar, batches"))
+        print(f"{k:15} {statistics.median(v):8,.0f} images/s{ratios if not k.startswith('sifar') else ''}")
 
 
 if __name__ == "__main__": main()

@@ -1,0 +1,33 @@
+"""Ours and its peers take turns, each in a process of its own, so that none runs with another's settings or memory."""
+import multiprocessing
+import statistics
+
+
+def race(racers, rounds=5):
+    """Figures of each of `racers`, {name: (generator function, arguments)}: {name: [figure of each round]}.
+
+    A generator prepares, then yields a figure each time that it is asked; the first, in which it warms up, does not count."""
+    spawn = multiprocessing.get_context("spawn")
+    pipes = {name: spawn.Pipe() for name in racers}
+    processes = [spawn.Process(target=run, args=(pipes[k][1], *v), daemon=True) for k, v in racers.items()]
+    for o in processes: o.start()
+    figures = {name: [ask(ours) for _ in range(1)] for name, (ours, _) in pipes.items()}
+    for _ in range(rounds):
+        for name, (ours, _) in pipes.items(): figures[name].append(ask(ours))
+    for o in processes: o.terminate()
+    return {k: v[1:] for k, v in figures.items()}
+
+
+def ask(pipe):
+    pipe.send("go")
+    return pipe.recv()
+
+
+def run(pipe, racer, args):
+    figures = racer(*args)
+    while pipe.recv(): pipe.send(next(figures))
+
+
+def ratio(ours, peer):
+    "The median of the ratios of two racers, round by round."
+    return statistics.median(a / b for a, b in zip(ours, peer))

@@ -1,0 +1,97 @@
+"""Images a second of a Learner's fit against two plain PyTorch loops over the same model and batch size.
+
+    python -m bench.train [--data DIR] [--bs 128] [--sizes 16]       # CIFAR-100; SIFAR_DATA or data/ by default
+
+bare: images in memory, normalised, not augmented; the same precision and memory format as ours, and nothing else.
+usual: what most repositories for CIFAR do: Pillow images, torchvision's transforms, DataLoader, float32."""
+import argparse
+import statistics
+import time
+
+import torch
+from torch import nn
+
+from bench.race import race, ratio
+from sifar import TrainConfig
+
+
+def ours(cfg, n):
+    "Images/s of the standard recipe: augmentation, optimizer, callbacks, precision."
+    from fastai.callback.training import ShortEpochCallback
+
+    from sifar import get_dls, get_learner
+    learn = get_learner(get_dls(cfg), cfg)
+    batches = n // cfg.bs
+    with learn.no_bar(), learn.no_logging():
+        while True:
+            start = time.perf_counter()
+            learn.fit_warmup_cosine(1, warmup=0, cbs=ShortEpochCallback(batches / len(learn.dls.train)))
+            yield batches * cfg.bs / (time.perf_counter() - start)
+
+
+def bare(cfg, n):
+    "Images/s of forward, loss, backward and step on batches that are in memory."
+    from sifar.config import parse_sizes
+    from sifar.learner import pick_device, pick_precision
+    from sifar.models import get_model
+    device = pick_device(cfg.device)
+    dtype = pick_precision(cfg.precision, device)
+    sz = parse_sizes(cfg.sizes)[0] if cfg.sizes else cfg.sz
+    x = torch.randn(n // cfg.bs, cfg.bs, 3, sz, sz, device=device)
+    y = torch.randint(100, (n // cfg.bs, cfg.bs), device=device)
+    batches = [(xb.contiguous(memory_format=torch.channels_last), yb) for xb, yb in zip(x, y)]
+    model = get_model(cfg.arch, 100).to(device, memory_format=torch.channels_last)
+    yield from fit(model, batches, cfg, lambda: torch.autocast(device.type, dtype, enabled=dtype != torch.float32))
+
+
+def usual(cfg, n):
+    "Images/s of the same with torchvision's transforms on Pillow images, one after another, in float32."
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    from sifar.datasets import load_data
+    from sifar.learner import pick_device
+    from sifar.models import get_model
+    device, data = pick_device(cfg.device), load_data(cfg)
+    mean, std = data.stats()
+    tfms = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std)])
+
+    class Images(Dataset):
+        def __len__(self): return n
+        def __getitem__(self, i): return tfms(Image.fromarray(data.images[data.train[i]])), int(data.labels[data.train[i]])
+
+    from contextlib import nullcontext
+    yield from fit(get_model(cfg.arch, 100).to(device), DataLoader(Images(), cfg.bs, shuffle=True, drop_last=True), cfg, nullcontext)
+
+
+def fit(model, batches, cfg, context):
+    device = next(model.parameters()).device
+    opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    loss_func = nn.CrossEntropyLoss(label_smoothing=0.1)
+    while True:
+        start = time.perf_counter()
+        for x, y in batches:
+            with context(): loss = loss_func(model(x.to(device)), y.to(device))
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+        loss.item()                     # waits for a GPU
+        yield len(batches) * cfg.bs / (time.perf_counter() - start)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default=TrainConfig().data)
+    parser.add_argument("--bs", type=int, default=128)
+    parser.add_argument("--sizes", help="side of the images while training; the usual loop stays at 32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1280, help="images of each in a round")
+    args = parser.parse_args()
+    cfg = TrainConfig(dataset="cifar100", data=args.data, bs=args.bs, sizes=args.sizes, valid_pct=0.0)
+    n = max(args.images, args.bs)
+    figures = race({"sifar": (ours, (cfg, n)), "bare": (bare, (cfg, n)), "usual": (usual, (cfg, n))}, args.rounds)
+    for k, v in figures.items(): print(f"{k:6} {statistics.median(v):7.0f} images/s   {ratio(figures['sifar'], v):.2f} times as fast is sifar")
+
+
+if __name__ == "__main__": main()
