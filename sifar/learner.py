@@ -100,14 +100,21 @@ def last_state(learn):
     except Exception as e: raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]}): this run cannot be resumed.") from e
 
 
+def load_safetensors(model, path):
+    from safetensors.torch import load_file
+    try: model.load_state_dict(load_file(path))
+    except Exception as e: raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]}).") from e
+
+
 def load_run(run, images=True):
-    """The Learner of a finished run folder, with the weights that its metrics.json speaks of, and its data. Errors: UserError.
+    """The Learner of a finished run folder, or of an archived one, with the weights that its metrics.json speaks of, and its data. Errors: UserError.
 
     images: without them, noise stands in for the data set, which then need not be there."""
     cfg, models = read_settings(run), Path(run) / "models"
     dls = get_dls(cfg) if images else stand_in_dls(cfg, read_config(run, lambda about: about["data"]))
     learn = get_learner(dls, cfg, path=run)
     if (models / "best.pth").exists(): load_weights(learn, "best")
+    elif not models.exists() and (weights := Path(run) / "model.safetensors").exists(): load_safetensors(learn.model, weights)
     else:
         with last_state(learn) as (_, state): learn.model.load_state_dict(state.get("ema", state)["model"])
     return learn

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import write_cifar
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
 from fastai.data.all import Transform
@@ -22,6 +23,8 @@ from fastai.torch_core import TensorImage
 from safetensors.torch import load_file
 
 import export
+import train
+from bench.archive import archive
 from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner, load_learner
 from sifar.learner import load_run
 from sifar.predict import main as predict
@@ -60,6 +63,34 @@ def test_nothing_that_is_exported_tells_of_this_machines_folders(exported):
 
 def test_the_exported_learner_is_the_run(exported):
     with torch.no_grad(): assert tensors_equal(load_learner(exported[0]).model.state_dict(), load_run(exported[0]).model.state_dict())
+
+
+def test_a_run_is_exported_without_its_data_set(tmp_path, tiny_cifar):
+    write_cifar(tmp_path, "cifar100")
+    train.main(["--data", str(tmp_path), "--arch", "resnet8", "--epochs", "1", "--runs", str(tmp_path / "runs"), "--name", "a"])
+    run = tmp_path / "runs" / "cifar100" / "a"
+    learn = load_run(run)
+    image = learn.dls.data.images[0]
+    with learn.no_bar(): want = learn.predict(image)[2].max()
+    shutil.rmtree(tmp_path / "cifar-100-python")
+    export.main([str(run)])
+    about = json.loads((run / "model.json").read_text())
+    assert about["classes"] == learn.dls.vocab and about["superclasses"] == learn.dls.data.superclasses and about["mean"] == pytest.approx(learn.dls.stats[0])
+    assert Predictor(run).predict(image, 1)[0][1] == pytest.approx(want.item(), abs=0.01)
+
+
+def test_an_archived_run_is_half_as_large_and_exports_to_the_same_classifier(run_folder, tmp_path):
+    archive(run_folder, tmp_path)
+    assert [str(o.relative_to(tmp_path)) for o in sorted(tmp_path.iterdir())] == ["config.json", "history.csv", "metrics.json", "model.safetensors"]
+    assert (tmp_path / "model.safetensors").stat().st_size < 0.6 * (run_folder / "models" / "best.pth").stat().st_size
+    assert str(run_folder.parents[1]) not in (tmp_path / "config.json").read_text()
+    export.main([str(tmp_path)])
+    learn = load_run(run_folder)
+    data, predictor = learn.dls.data, Predictor(tmp_path)
+    hits = [name == data.vocab[data.labels[i]] for i, ((name, _),) in zip(data.test, predictor.predict_batch(data.images[data.test], k=1))]
+    assert sum(hits) / len(hits) == pytest.approx(json.loads((tmp_path / "metrics.json").read_text())["test"]["top1"], abs=0.003)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="model.safetensors is damaged"): load_run(tmp_path)
 
 
 def test_nothing_but_the_named_files_is_left(exported):

@@ -1,0 +1,40 @@
+"""A finished run as a small folder for the repository, from which export.py makes its learner: no data set, no machine's paths.
+
+    python -m bench.archive RUN results/cifar100-resnet18
+
+config.json, history.csv and metrics.json as they are, and model.safetensors: the weights that count, in float16."""
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from sifar.files import write_file
+from sifar.learner import load_run
+from sifar.share import without_folders
+from sifar.terminal import quiet_imports
+
+
+def archive(run, folder):
+    weights = load_run(run, images=False).model.state_dict()
+    half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
+    assert all(torch.isfinite(o).all() for o in half.values())
+    about = json.loads((run / "config.json").read_text())
+    about["settings"].update(data="data", runs="runs")
+    about["commands"] = [without_folders(o) for o in about["commands"]]
+    write_file(folder / "config.json", json.dumps(about, indent=2) + "\n")
+    for o in ("history.csv", "metrics.json"): write_file(folder / o, (run / o).read_bytes())
+    write_file(folder / "model.safetensors", save(half))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    quiet_imports()
+    archive(args.run, args.folder)
+
+
+if __name__ == "__main__": main()
