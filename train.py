@@ -1,9 +1,11 @@
 #!/usr/bin/env python
 """Train a classifier on CIFAR-100, CIFAR-10, digits or a folder of images: python train.py --dataset cifar100"""
+import sys
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 
-from sifar.config import parse_args
+from sifar.config import parse_args, without_flags
 from sifar.errors import one_line_errors
 from sifar.terminal import command, log, log_to_screen, progress, quiet_imports
 
@@ -11,20 +13,22 @@ from sifar.terminal import command, log, log_to_screen, progress, quiet_imports
 def train(cfg):
     "Train, choose on valid, test once: everything goes into the run folder."
     from sifar.dataloaders import get_dls
+    from sifar.explore import auto_lr
     from sifar.learner import check_machine, get_learner, resume, run_callbacks
-    from sifar.report import write_metrics
+    from sifar.report import write_report
     from sifar.runs import describe_run, open_run
 
     with open_run(cfg) as run:
         check_machine(cfg)
         dls = get_dls(cfg)
+        if cfg.lr == "auto": cfg = replace(cfg, lr=auto_lr(cfg, dls, run))
         learn = get_learner(dls, cfg, path=run)
         with learn.no_bar(), progress() as bar:
             cbs = run_callbacks(learn, cfg, bar)
             start = resume(learn, cbs) if cfg.resume else 0
             describe_run(run, cfg, learn)
             learn.fit_warmup_cosine(cfg.epochs, warmup=cfg.warmup * cfg.epochs, start_epoch=start, cbs=cbs, fall=cfg.schedule)
-        write_metrics(learn, cfg)
+        write_report(learn, cfg, learn.history)
     return run
 
 
@@ -34,6 +38,8 @@ def main(args=None):
         quiet_imports()
         log_to_screen()
         if cfg.dry_run: return dry_run(cfg)
+        if cfg.lr_find or cfg.show_batch or cfg.profile: return explore(cfg, sys.argv[1:] if args is None else args)
+        if cfg.seeds > 1: return train_seeds(cfg)
         run = train(cfg)
         log.info("Next: %s", command("train.py", "--dataset", "cifar100") if cfg.dataset == "digits" else command("export.py", run))
 
@@ -42,6 +48,25 @@ def dry_run(cfg):
     "One batch through everything, in a folder that is deleted afterwards."
     with tempfile.TemporaryDirectory() as runs: train(replace(cfg, epochs=1, runs=runs, name=None, resume=None))
     log.info("The dry run went through; no run folder was kept.")
+
+
+def explore(cfg, args):
+    "Look before training; what is to be seen goes into RUNS/DATASET/explore."
+    from sifar.dataloaders import get_dls
+    from sifar.explore import explore
+    from sifar.learner import check_machine
+
+    check_machine(cfg)
+    if found := explore(cfg, get_dls(cfg), Path(cfg.runs) / Path(cfg.dataset).name / "explore"):
+        log.info("To train with the valley: %s", command("train.py", *without_flags(args, "lr_find", "show_batch", "profile", "lr"), "--lr", f"{found['valley']:.2g}"))
+
+
+def train_seeds(cfg):
+    "Train a run for each seed, then say the mean of their results."
+    from sifar.compare import means, read_run
+
+    runs = [train(replace(cfg, seed=o, seeds=1, name=cfg.name and f"{cfg.name}-{o}")) for o in range(cfg.seed, cfg.seed + cfg.seeds)]
+    for line in means([read_run(o) for o in runs]): log.info("%s", line)
 
 
 if __name__ == "__main__": main()

@@ -50,7 +50,7 @@ def random_changes(share, fill):
         move(shear={"x": (-angle, angle), "y": (0, 0)}), move(shear={"x": (0, 0), "y": (-angle, angle)}),
         move(translate_percent={"x": (-shift, shift), "y": (0, 0)}), move(translate_percent={"x": (0, 0), "y": (-shift, shift)}),
         move(rotate=(-135 * share, 135 * share)),
-        colour(brightness=factor), colour(contrast=factor), colour(saturation=factor), A.Sharpen(alpha=(0, share), lightness=(1, 1), p=1),
+        colour(brightness=factor), colour(contrast=factor), colour(saturation=factor), A.Sharpen(alpha=(0, 0.08 * share), lightness=(1, 1), p=1),
         A.Posterize(num_bits=(round(8 - 6 * share), 8), p=1), A.Solarize(threshold_range=(1 - share, 1), p=1),
     ]
 

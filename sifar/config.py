@@ -47,8 +47,8 @@ class TrainConfig:
     "batch size, images"
     opt: Literal["sgd", "muon", "adamw"] = "sgd"
     "SGD with Nesterov momentum, Muon or AdamW"
-    lr: float | None = None
-    "peak learning rate, else 0.1 (muon 0.06, adamw 0.001)"
+    lr: float | Literal["auto"] | None = None
+    "peak learning rate, else 0.1 (muon 0.06, adamw 0.001); auto: lr_find's valley"
     wd: float | None = None
     "weight decay, else 0.0005 (adamw 0.05)"
     no_wd_norm: bool = False
@@ -77,6 +77,18 @@ class TrainConfig:
     "run folder to go on with"
     dry_run: bool = False
     "one batch through everything, nothing kept"
+    seeds: int = 1
+    "train as many runs, of seed, seed + 1, ..., and take the mean"
+    lr_find: bool = False
+    "no training: learning rates to choose from"
+    show_batch: bool = False
+    "no training: pictures as the model sees them"
+    profile: bool = False
+    "no training: where the time of a step goes"
+    tensorboard: bool = False
+    "log for TensorBoard too, in the run folder"
+    wandb: bool = False
+    "log to Weights & Biases too"
 
     def __post_init__(self):
         if str(self.dataset) not in DATASETS and Path(self.dataset).is_dir():       # the run goes on from anywhere
@@ -88,7 +100,8 @@ class TrainConfig:
                 ("bs", self.bs >= 2, "at least 2 images"),
                 ("mixup", 0 <= self.mixup < float("inf"), "0 or more"),
                 ("cutmix", 0 <= self.cutmix < float("inf"), "0 or more"),
-                ("lr", self.lr is None or 0 < self.lr < float("inf"), "above 0"),
+                ("lr", self.lr in (None, "auto") or 0 < self.lr < float("inf"), "above 0, or auto"),
+                ("seeds", 1 <= self.seeds <= 100, "between 1 and 100"),
                 ("wd", self.wd is None or 0 <= self.wd < float("inf"), "0 or more"),
                 ("clip", self.clip is None or 0 < self.clip < float("inf"), "above 0"),
                 ("ema", 0 <= self.ema < 1, "from 0 to below 1"),
@@ -104,6 +117,8 @@ class TrainConfig:
             raise UserError(f"--sz {self.sz} is for folders of images: {self.dataset} has 32 pixels.")
         if self.sizes is not None and not all(8 <= o <= self.sz for o in parse_sizes(self.sizes)):
             raise UserError(f"--sizes {self.sizes} is out of range: each has to be between 8 and --sz {self.sz} pixels.")
+        if self.resume and (self.seeds > 1 or self.lr_find or self.show_batch or self.profile):
+            raise UserError("--resume goes on with one run: leave out --seeds, --lr-find, --show-batch and --profile.")
         if self.augment == "batch" and self.aug != "standard": raise UserError(f"--augment batch knows the standard policy only: leave out --aug {self.aug}.")
         if self.bs % 2 and (self.mixup or self.cutmix): raise UserError(f"--mixup and --cutmix mix pairs of images: --bs {self.bs} has to be even.")
 
@@ -122,7 +137,7 @@ PRESETS = {
                                 no_wd_norm=True, schedule="linear"),
     "smoke": lambda: TrainConfig(preset="smoke", dataset="digits", arch="resnet8", epochs=30, bs=32, warmup=0.2),
 }
-FREE_ON_RESUME = ("preset", "data", "device", "workers", "runs", "resume", "dry_run")      # no effect on the weights
+FREE_ON_RESUME = ("preset", "data", "device", "workers", "runs", "resume", "dry_run", "seeds", "lr_find", "show_batch", "profile", "tensorboard", "wandb")  # no effect on the weights
 
 
 def flag(name): return f"--{name.replace('_', '-')}"
@@ -172,6 +187,18 @@ def parse_args(args=None):
     cfg = cli(TrainConfig, args, "train.py", default=old)
     if cfg.resume: check_resumable(old, cfg)
     return cfg
+
+
+def without_flags(args, *names):
+    "The command line `args` without the flags of these settings and their values."
+    kept, skip = [], False
+    for o in args:
+        name = o.split("=")[0]
+        known = [k for k in names if name == flag(k)]
+        if known: skip = "=" not in o and not isinstance(getattr(TrainConfig, known[0]), bool)
+        elif skip: skip = False
+        else: kept.append(o)
+    return kept
 
 
 def cli(f, args, prog, **kwargs):

@@ -1,5 +1,6 @@
 """Data, model, loss, optimizer, metrics and callbacks put together as a fastai Learner."""
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -70,7 +71,32 @@ def get_learner(dls, cfg, path="."):
 def run_callbacks(learn, cfg, bar):
     "The callbacks of a training run that is kept in the folder `learn.path`; `bar` shows its progress."
     save_best = [SaveBest()] if len(learn.dls.valid) else []            # else nothing is chosen: the last weights count
-    return [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), RunLog(bar), *save_best, SaveLast()]
+    return [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), RunLog(bar), *save_best, SaveLast(), *trackers(learn, cfg)]
+
+
+def trackers(learn, cfg):
+    "fastai's callbacks for TensorBoard and Weights & Biases, where `cfg` asks for them. Errors: UserError where the package is missing."
+    try:
+        if cfg.tensorboard:
+            yield tensorboard_callback(learn.path / "tensorboard")
+        if cfg.wandb:
+            import wandb
+            from fastai.callback.wandb import WandbCallback
+            wandb.init(project="sifar", name=learn.path.name, dir=learn.path, config=asdict(cfg))
+            yield WandbCallback(log_preds=False, log_model=False)
+    except ImportError as e: raise UserError(f"--{'tensorboard' if 'tensorboard' in str(e) else 'wandb'} needs a package that is not installed: pip install {e.name}") from e
+
+
+def tensorboard_callback(folder):
+    "fastai's TensorBoardCallback, which of the optimizer logs lr alone: torch's have settings that are no numbers."
+    from fastai.callback.tensorboard import TensorBoardCallback
+
+    class TensorBoard(TensorBoardCallback):
+        def after_batch(self):
+            if not self.training: return
+            self.writer.add_scalar("train_loss", self.smooth_loss, self.train_iter)
+            self.writer.add_scalar("lr", self.opt.hypers[-1]["lr"], self.train_iter)
+    return TensorBoard(folder, trace_model=False, log_preds=False)
 
 
 def resume(learn, cbs):

@@ -67,7 +67,7 @@ def split_filters(model):
 
 def get_opt(cfg, dtype):
     "How a Learner optimizes as `cfg` says: its opt_func, splitter, lr and wd. Muon's matrix products are in `dtype`."
-    lr, wd = (default if o is None else o for o, default in zip((cfg.lr, cfg.wd), DEFAULTS[cfg.opt]))
+    lr, wd = (default if o in (None, "auto") else o for o, default in zip((cfg.lr, cfg.wd), DEFAULTS[cfg.opt]))
     norms_wd = 0.0 if cfg.no_wd_norm else wd
     if cfg.opt == "muon": opt, splitter, wd = {"opt": Muon, "dtype": dtype}, split_filters, [0.0, wd, norms_wd]
     else:

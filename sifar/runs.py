@@ -71,7 +71,7 @@ def describe_run(run, cfg, learn):
     commands = json.loads((run / "config.json").read_text()).get("commands", []) if cfg.resume else []
     parameters = sum(o.numel() for o in learn.model.parameters())
     about = {
-        "settings": asdict(replace(cfg, resume=None, dry_run=False, precision=SHORT[precision])),
+        "settings": asdict(replace(cfg, resume=None, dry_run=False, seeds=1, precision=SHORT[precision])),
         "commands": [*commands, shlex.join(["python", *sys.argv])],
         "versions": {"python": platform.python_version(), **{o: version(o) for o in PACKAGES}},
         "git_commit": git_commit(),

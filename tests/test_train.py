@@ -56,7 +56,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_a_run_folder_holds_all_of_the_run(undisturbed):
-    assert [str(o.relative_to(undisturbed)) for o in files(undisturbed)] == ["config.json", "history.csv", "metrics.json", "models/best.pth", "models/last.pth", "training_log.txt"]
+    assert [str(o.relative_to(undisturbed)) for o in files(undisturbed)] == ["config.json", "history.csv", "metrics.json", "models/best.pth", "models/last.pth", "report.html", "training_log.txt"]
     about = json.loads((undisturbed / "config.json").read_text())
     assert about["settings"]["epochs"] == 4 and torch.__version__.startswith(about["versions"]["torch"]) and about["device"] == "cpu"
     rows = history(undisturbed)

@@ -1,0 +1,133 @@
+"""What one looks at before a training: learning rates, augmented images, and where the time goes."""
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from fastai.callback.schedule import SuggestionMethod
+from fastai.learner import Callback
+
+from .callbacks import EMA, SeedEpochs, StopOnNaN
+from .errors import UserError
+from .files import write_file
+from .learner import get_learner
+from .terminal import log
+
+SUGGESTIONS = "valley", "steep", "slide", "minimum"
+
+
+def find_lr(cfg, dls):
+    """What fastai's lr_find says of a new learner for `cfg`: {suggestion: lr}, and the lrs and smoothed losses behind it.
+
+    No other learner on `dls` is touched. Errors: UserError where the losses say nothing."""
+    with tempfile.TemporaryDirectory() as path:
+        learn = get_learner(dls, cfg, path=Path(path))
+        learn.remove_cbs([o for o in learn.cbs if isinstance(o, EMA)])
+        learn.add_cb(SeedEpochs(cfg.seed))
+        try:
+            with learn.no_bar(): found = learn.lr_find(suggest_funcs=[getattr(SuggestionMethod, o.title()) for o in SUGGESTIONS], show_plot=False)
+        except (ValueError, IndexError, RuntimeError) as e: raise UserError(f"lr_find has no suggestion, as the loss broke off at once ({e}): try --precision fp32 or a larger --bs.") from e
+    return {k: float(v) for k, v in zip(SUGGESTIONS, found)}, [float(o) for o in learn.recorder.lrs], [float(o) for o in learn.recorder.losses]
+
+
+def write_lr_find(cfg, dls, folder):
+    "Run find_lr; write plots/lr_find.png and lr_find.csv into `folder`. Returns the suggestions."
+    found, lrs, losses = find_lr(cfg, dls)
+    write_file(folder / "lr_find.csv", "lr,loss\n" + "".join(f"{a:.6g},{b:.6g}\n" for a, b in zip(lrs, losses)))
+    from .plots import COLOURS, figure
+    top = np.nanquantile(losses, 0.8) * 1.3
+    with figure(title=f"lr_find: {cfg.arch} on {Path(cfg.dataset).name}, {cfg.opt}", xlabel="learning rate", ylabel="loss, smoothed", xscale="log", ylim=(None, top)) as (ax, png):
+        ax.plot(lrs, losses, color=COLOURS[-1])
+        for (name, lr), colour, marker in zip(found.items(), COLOURS, "osD^"):
+            ax.plot(lr, losses[int(np.argmin(np.abs(np.log(lrs) - np.log(lr))))], marker, color=colour, label=f"{name} {lr:.2g}")
+        ax.legend()
+    write_file(folder / "plots" / "lr_find.png", png[0])
+    return found
+
+
+def auto_lr(cfg, dls, folder):
+    "The valley that lr_find suggests; its curve goes into `folder`."
+    lr = float(f"{write_lr_find(cfg, dls, folder)['valley']:.3g}")
+    log.info("lr %g is the valley that lr_find suggests", lr)
+    return lr
+
+
+def write_batches(dls, folder):
+    "Sheets of what the model sees in training: plots/batch.png, 32 images, and plots/one_image.png, the first of them 16 times."
+    from .plots import sheet
+    for name, n, title in (("batch", 32, "Training images as the model sees them"), ("one_image", 16, "One training image, augmented 16 times")):
+        dl = dls.train
+        idxs = [0] * n if name == "one_image" else list(range(len(dl.dataset)))[:: max(1, len(dl.dataset) // n)][:n]
+        write_file(folder / "plots" / f"{name}.png", sheet(*shown(dl, idxs), title))
+
+
+def shown(dl, idxs):
+    "The training images number `idxs` of `dl`, augmented, as uint8, and their labels."
+    data = dl.dataset.tls[0].tfms[0].data
+    dl.before_iter()
+    x, y = dl.after_batch(dl.read([dl.items[i] for i in idxs]))
+    x = dl.after_batch.decode((x, y))[0]
+    return np.clip(x.cpu().permute(0, 2, 3, 1).numpy().round(), 0, 255).astype(np.uint8), [data.vocab[int(i)] for i in y]
+
+
+class Phases(Callback):
+    "Seconds that each part of a training step takes; a device that runs by itself is waited for."
+    order = 1000
+    names = "data", "forward", "backward", "optimizer", "other"
+
+    def __init__(self): self.seconds, self.part = dict.fromkeys(self.names, 0.0), None
+
+    def enter(self, name):
+        import torch
+        if self.dls.device.type == "cuda": torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self.part: self.seconds[self.part] += now - self.since
+        self.part, self.since = name, now
+
+    def before_train(self): self.enter("data")
+    def before_batch(self): self.enter("forward")
+    def after_loss(self): self.enter("other")
+    def before_backward(self): self.enter("backward")
+    def after_backward(self): self.enter("other")
+    def before_step(self): self.enter("optimizer")
+    def after_step(self): self.enter("other")
+    def after_batch(self): self.enter("data")
+    def after_train(self): self.enter(None)
+
+
+def profile(cfg, dls, steps=8):
+    "Lines that say where the time of a training step goes: the shares of its parts, and the five operators that take most."
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")         # no word of its own about GPUs that are not there
+    import torch
+    from fastai.callback.training import ShortEpochCallback
+    from torch.profiler import ProfilerActivity
+    learn, phases = get_learner(dls, cfg), Phases()
+    short = ShortEpochCallback(min(1, steps / len(dls.train)), short_valid=False)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=[short, StopOnNaN()])                                                  # warms up
+        learn.fit(1, cbs=[short, StopOnNaN(), phases])
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if dls.device.type == "cuda" else [])]
+        with torch.profiler.profile(activities=activities) as prof: learn.fit(1, cbs=[short, StopOnNaN()])
+    total = sum(phases.seconds.values())
+    n = min(steps, len(dls.train))
+    yield f"{total / n * 1000:.0f} ms a step of {dls.train.bs} images, {n * dls.train.bs / total:.0f} images/s"
+    for k, v in phases.seconds.items(): yield f"  {k:<10} {100 * v / total:5.1f} %"
+    key = "self_device_time_total" if dls.device.type == "cuda" else "self_cpu_time_total"
+    events = sorted((o for o in prof.key_averages() if o.key.startswith("aten::")), key=lambda o: -getattr(o, key))
+    whole = sum(getattr(o, key) for o in events)
+    yield "Of all operators: " + ", ".join(f"{o.key.removeprefix('aten::')} {100 * getattr(o, key) / whole:.0f} %" for o in events[:5])
+
+
+def explore(cfg, dls, folder):
+    "Do what `cfg` asks for of --show-batch, --lr-find and --profile; pictures go into `folder`. Returns the suggestions of lr_find, or None."
+    if cfg.show_batch:
+        write_batches(dls, folder)
+        log.info("%s and one_image.png show what the model sees in training", folder / "plots" / "batch.png")
+    if cfg.profile:
+        for line in profile(cfg, dls): log.info("%s", line)
+    if cfg.lr_find:
+        found = write_lr_find(cfg, dls, folder)
+        log.info("%s  and the curve in %s", folder / "plots" / "lr_find.png", folder / "lr_find.csv")
+        log.info("lr_find suggests " + ", ".join(f"{k} {v:.2g}" for k, v in found.items()))
+        return found

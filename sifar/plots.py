@@ -1,0 +1,76 @@
+"""Figures as PNG: curves, bars, matrices and sheets of pictures, in colours that the colour-blind can tell apart."""
+import io
+from contextlib import contextmanager
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"       # Okabe and Ito: https://jfly.uni-koeln.de/color/
+DASHES = "-", "--", ":", "-."
+
+
+@contextmanager
+def figure(width=6.4, height=3.6, title=None, **axis):
+    """An axis to draw on, and at the end the PNG in `png`, a list that it gets too; `axis` are its settings, such as xlabel.
+
+    Usage: with figure(title="lr") as (ax, png): ax.plot(...)"""
+    fig, png = Figure(figsize=(width, height), layout="constrained"), []
+    ax = fig.add_subplot()
+    ax.grid(alpha=0.3)
+    ax.set_axisbelow(True)
+    yield ax, png
+    ax.set(title=title, **axis)         # last, as a limit of None is where the data end
+    png.append(to_png(fig))
+
+
+def to_png(fig):
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def curves(lines, title, xlabel, ylabel, **axis):
+    "A PNG of `lines`, {name: (x, y)}; points whose y is None are left out."
+    with figure(title=title, xlabel=xlabel, ylabel=ylabel, **axis) as (ax, png):
+        for i, (name, (x, y)) in enumerate(lines.items()):
+            points = [(a, b) for a, b in zip(x, y) if b is not None]
+            if points: ax.plot(*zip(*points), DASHES[i // len(COLOURS) % len(DASHES)], color=COLOURS[i % len(COLOURS)], label=name, marker="." if len(points) < 30 else None)
+        if xlabel == "epoch": ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(lines) > 1 and ax.lines: ax.legend(fontsize="small")
+    return png[0]
+
+
+def bars(names, shares, title, xlabel):
+    "A PNG of one horizontal bar for each of `names`, the largest on top; `shares` are in 0..1."
+    order = np.argsort(shares, kind="stable")
+    with figure(height=1 + 0.17 * len(names), title=title, xlabel=xlabel, xlim=(0, 100)) as (ax, png):
+        ax.barh([names[i] for i in order], 100 * np.asarray(shares)[order], color=COLOURS[0])
+        ax.tick_params(axis="y", labelsize=7)
+        ax.margins(y=0.5 / max(len(names), 1))
+    return png[0]
+
+
+def matrix(counts, names, title):
+    "A PNG of a confusion matrix as shares of its rows, in percent."
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 2.5 + 0.32 * len(names)
+    with figure(side + 0.8, side, title=title, xlabel="predicted", ylabel="true") as (ax, png):
+        ax.grid(False)
+        ax.imshow(shares, cmap="cividis", vmin=0, vmax=100)
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(names)), names, fontsize=7)
+        for i, j in np.argwhere(shares >= 0.5): ax.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=6, color="black" if shares[i, j] > 60 else "white")
+    return png[0]
+
+
+def sheet(images, labels, title=None, columns=8):
+    "A PNG of pictures (sz,sz,3) uint8 in a grid, each under its label; at least one."
+    rows = -(-len(images) // columns)
+    fig = Figure(figsize=(1.35 * columns, 1.6 * rows + (0.4 if title else 0)), layout="constrained")
+    fig.suptitle(title)
+    for ax, image, label in zip(fig.subplots(rows, columns, squeeze=False).flat, images, labels):
+        ax.imshow(image, interpolation="nearest")
+        ax.set_title(label, fontsize=7)
+    for ax in fig.axes: ax.axis("off")
+    return to_png(fig)

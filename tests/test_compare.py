@@ -1,0 +1,63 @@
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+import train
+from sifar import compare
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    "Two runs that differ in their seed, and one that differs in its epochs."
+    folder = tmp_path_factory.mktemp("runs")
+    small = "--dataset", "digits", "--arch", "resnet8", "--bs", "256", "--runs", str(folder)
+    train.main([*small, "--epochs", "2", "--seeds", "2", "--seed", "5", "--name", "pair"])
+    train.main([*small, "--epochs", "1", "--seed", "5", "--name", "short"])
+    return folder / "digits"
+
+
+def out(capsys, *args):
+    capsys.readouterr()
+    compare.main([str(o) for o in args])
+    return capsys.readouterr().out
+
+
+def test_seeds_are_runs_of_their_own(runs):
+    assert sorted(o.name for o in runs.iterdir()) == ["pair-5", "pair-6", "short"]
+    settings = [json.loads((runs / o / "config.json").read_text())["settings"] for o in ("pair-5", "pair-6")]
+    assert [o["seed"] for o in settings] == [5, 6] and [o["seeds"] for o in settings] == [1, 1]
+
+
+def test_the_table_has_the_settings_that_differ_and_the_results(runs, tmp_path, capsys):
+    text = out(capsys, *sorted(runs.iterdir()), "--plot", tmp_path / "c.png")
+    lines = [o.split("  ", 1)[1] if o[:2] == "20" else o for o in text.splitlines()]
+    header = next(o for o in lines if "valid, %" in o).split()
+    assert header[:3] == ["run", "epochs", "seed"] and "arch" not in header
+    test = json.loads((runs / "pair-6" / "metrics.json").read_text())["test"]["top1"]
+    assert any(f"{100 * test:.2f}" in o and "pair-6" in o for o in lines)
+    with Image.open(tmp_path / "c.png") as img: assert img.size[0] > 300
+
+
+def test_runs_that_differ_in_seed_alone_have_a_mean(runs, tmp_path, capsys):
+    text = out(capsys, *sorted(runs.iterdir()), "--plot", tmp_path / "c.png")
+    a, b = (100 * json.loads((runs / o / "metrics.json").read_text())["test"]["top1"] for o in ("pair-5", "pair-6"))
+    assert f"test top-1 {(a + b) / 2:.2f} ± {abs(a - b) / 2**0.5:.2f} % (n = 2, seeds 5, 6)" in text and text.count("±") == 1
+
+
+def test_what_is_unfinished_or_damaged_does_not_hide_the_rest(runs, tmp_path, capsys, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(runs, tmp_path / "runs" / "digits")
+    (tmp_path / "runs" / "digits" / "pair-5" / "metrics.json").unlink()
+    (tmp_path / "runs" / "digits" / "pair-6" / "history.csv").write_text("")
+    monkeypatch.chdir(tmp_path)
+    text = out(capsys)
+    assert "unfinished" in text and "Left out: " in text and "pair-6" in text.split("Left out")[1].splitlines()[0] and "short" in text
+    assert (tmp_path / "compare.png").exists()
+
+
+def test_nothing_to_compare_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as e: compare.main([])
+    assert e.value.code == 2 and "no run to compare" in capsys.readouterr().err

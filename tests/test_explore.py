@@ -1,0 +1,117 @@
+import csv
+import json
+import re
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_cifar
+from PIL import Image
+
+import train
+from sifar import TrainConfig, get_dls, get_learner
+from sifar.config import parse_args, without_flags
+from sifar.explore import SUGGESTIONS, find_lr, profile, shown
+
+SMALL = "--dataset", "digits", "--arch", "resnet8", "--bs", "64"
+
+
+def digits(**kwargs): return TrainConfig(dataset="digits", arch="resnet8", **{"bs": 64, **kwargs})
+
+
+@pytest.mark.parametrize("settings", [{}, {"precision": "bf16", "opt": "muon", "ema": 0.9, "mixup": 0.2}, {"opt": "adamw", "sizes": "16,32"}])
+def test_lr_find_has_four_suggestions_and_leaves_everything_as_it_was(settings):
+    cfg = digits(**settings)
+    dls = get_dls(cfg)
+    learn = get_learner(dls, cfg)
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    found, lrs, losses = find_lr(cfg, dls)
+    assert tuple(found) == SUGGESTIONS and all(1e-7 <= o <= 10 for o in found.values()) and len(lrs) == len(losses) > 20
+    assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+
+
+def test_lr_find_works_where_an_epoch_is_one_batch(image_folder, tmp_path):
+    cfg = TrainConfig(dataset=str(image_folder), data=str(tmp_path), arch="resnet8", sz=16)
+    assert len(get_dls(cfg).train) == 1 and set(find_lr(cfg, get_dls(cfg))[0]) == set(SUGGESTIONS)
+
+
+def test_lr_find_is_the_same_each_time():
+    cfg = digits()
+    assert find_lr(cfg, get_dls(cfg))[0] == find_lr(cfg, get_dls(cfg))[0]
+
+
+def test_the_command_saves_curve_and_plot_and_says_how_to_train(tmp_path, capsys):
+    train.main([*SMALL, "--lr-find", "--epochs", "3", "--lr=0.7", "--runs", str(tmp_path)])
+    out, folder = capsys.readouterr().out, tmp_path / "digits" / "explore"
+    suggestions = {k: float(v) for k, v in re.findall(r"(valley|steep|slide|minimum) ([\d.e-]+)", out.split("suggests")[1].splitlines()[0])}
+    assert set(suggestions) == set(SUGGESTIONS)
+    cfg = parse_args(shlex.split(out.split("train.py", 1)[1].splitlines()[0]))
+    assert cfg.lr == suggestions["valley"] and cfg.epochs == 3 and not cfg.lr_find and cfg.bs == 64
+    with (folder / "lr_find.csv").open() as f: assert len(list(csv.DictReader(f))) > 20
+    with Image.open(folder / "plots" / "lr_find.png") as img: assert img.size[0] > 300
+    assert not list(tmp_path.rglob("config.json")), "no run was trained"
+
+
+def test_lr_auto_trains_with_the_valley(tmp_path):
+    train.main([*SMALL, "--lr", "auto", "--epochs", "1", "--runs", str(tmp_path), "--name", "a"])
+    run, cfg = tmp_path / "digits" / "a", digits(epochs=1)
+    lr = json.loads((run / "config.json").read_text())["settings"]["lr"]
+    assert lr == pytest.approx(find_lr(cfg, get_dls(cfg))[0]["valley"], rel=0.01)
+    assert (run / "plots" / "lr_find.png").exists() and parse_args(["--resume", str(run)]).lr == lr
+
+
+@pytest.mark.parametrize("augment", ["item", "batch"])
+def test_what_is_shown_is_what_the_model_sees(tmp_path, tiny_cifar, augment):
+    write_cifar(tmp_path, "cifar100")
+    dls = get_dls(TrainConfig(data=str(tmp_path), augment=augment))
+    images, labels = shown(dls.train, [7] * 16)
+    original, pad = dls.data.images[dls.data.train[7]].astype(int), 4
+    assert images.shape == (16, 32, 32, 3) and images.dtype == np.uint8 and set(labels) == {dls.vocab[dls.data.labels[dls.data.train[7]]]}
+    assert len({o.tobytes() for o in images}) == 16
+    padded = np.pad(original, ((pad, pad), (pad, pad), (0, 0)), constant_values=-1)
+    crops = [padded[y:y + 32, x:x + 32][:, ::step] for y in range(9) for x in range(9) for step in (1, -1)]
+    for o in images: assert min(np.median(abs(o.astype(int) - c)) for c in crops) <= 1, "each is a crop of the image"
+
+
+def test_the_sheets(tmp_path):
+    train.main([*SMALL, "--show-batch", "--aug", "rand", "--runs", str(tmp_path)])
+    plots = tmp_path / "digits" / "explore" / "plots"
+    assert sorted(o.name for o in plots.iterdir()) == ["batch.png", "one_image.png"]
+    with Image.open(plots / "batch.png") as img: assert img.size[0] > 800
+
+
+def test_the_profile_has_shares_that_make_a_whole():
+    cfg = digits()
+    lines = list(profile(cfg, get_dls(cfg)))
+    shares = {k: float(v) for k, v in (re.match(r"  (\w+) +([\d.]+) %", o).groups() for o in lines[1:6])}
+    assert list(shares) == ["data", "forward", "backward", "optimizer", "other"] and sum(shares.values()) == pytest.approx(100, abs=0.3)
+    assert shares["forward"] > 5 and shares["backward"] > 5 and "images/s" in lines[0] and len(lines) <= 10 and "convolution_backward" in lines[-1]
+
+
+def test_looking_is_no_resuming(run_folder, capsys):
+    for flag in (["--lr-find"], ["--profile"], ["--show-batch"], ["--seeds", "2"]):
+        with pytest.raises(SystemExit) as e: train.main(["--resume", str(run_folder), *flag])
+        assert e.value.code == 2 and "--resume goes on with one run" in capsys.readouterr().err
+
+
+def test_flags_are_taken_out_with_their_values():
+    args = ["--lr-find", "--lr", "0.1", "--epochs", "3", "--lr=4", "--arch", "resnet8", "--lr"]
+    assert without_flags(args, "lr_find", "lr") == ["--epochs", "3", "--arch", "resnet8"]
+
+
+def test_tensorboard_gets_the_run(tmp_path):
+    pytest.importorskip("tensorboard")
+    train.main([*SMALL, "--epochs", "1", "--tensorboard", "--runs", str(tmp_path), "--name", "a"])
+    file, = (tmp_path / "digits" / "a" / "tensorboard").glob("events*")
+    assert b"train_loss" in file.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed_is_one_line(name, tmp_path, capsys, monkeypatch):
+    import sys
+    for o in [o for o in sys.modules if o.split(".")[0] == name or f"callback.{name}" in o or o.startswith("torch.utils.tensorboard")]: monkeypatch.delitem(sys.modules, o)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit) as e: train.main([*SMALL, "--epochs", "1", f"--{name}", "--runs", str(tmp_path)])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and f"--{name} needs" in err and err.count("\n") == 1

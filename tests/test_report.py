@@ -1,0 +1,148 @@
+import csv
+import io
+import json
+import re
+import shutil
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from conftest import write_cifar, write_images
+from PIL import Image
+
+import train
+from sifar import TrainConfig, get_dls, get_learner, report
+from sifar.calibration import calibration_error, fit_temperature, reliability, with_temperature
+from sifar.callbacks import RunLog
+from sifar.dataloaders import make_dls
+from sifar.learner import load_run
+
+SECTIONS = "Training", "Calibration", "Classes", "Confusions", "Top losses", "Settings", "Versions"
+
+
+def run(*args): train.main([str(o) for o in args])
+
+
+@pytest.fixture
+def finished(run_folder, tmp_path):
+    "A copy of a finished run, to be spoilt."
+    return shutil.copytree(run_folder, tmp_path / "copy")
+
+
+def pictures(text):
+    "The pictures in a page, opened."
+    import base64
+    return [Image.open(io.BytesIO(base64.b64decode(o))) for o in re.findall(r'src="data:image/png;base64,([^"]+)"', text)]
+
+
+def test_training_leaves_a_page_that_needs_nothing_else(run_folder):
+    text = (run_folder / "report.html").read_text()
+    assert [o for o in SECTIONS if f"<h2>{o}</h2>" in text] == list(SECTIONS)
+    assert len(text) < 3_000_000 and not re.search(r'(src|href)="(?!data:)|url\(|@import|<script', text)
+    assert len(pictures(text)) > 8 and all(o.size[0] >= 32 for o in pictures(text))
+    assert str(run_folder.parents[1]) not in text, "no path of this machine"
+
+
+def test_the_figures_are_those_of_fastai(run_folder):
+    learn, metrics = load_run(run_folder), json.loads((run_folder / "metrics.json").read_text())
+    with learn.no_bar():
+        for i, name in ((1, "valid"), (2, "test")): assert list(metrics[name].values()) == pytest.approx(list(learn.validate(i)), abs=1e-4)
+    o = report.Predictions(learn, 2)
+    assert o.metrics() == pytest.approx(metrics["test"], abs=1e-4) and len(o.rows) == len(o.probs) == 359
+    text = (run_folder / "report.html").read_text()
+    assert f"{100 * metrics['test']['top1']:.2f}" in text and f"Epoch {metrics['best_epoch']} was chosen on valid" in text
+
+
+def test_the_command_writes_the_same_again(finished, capsys):
+    before = json.loads((finished / "metrics.json").read_text())
+    for o in ("metrics.json", "report.html"): (finished / o).unlink()
+    report.main([str(finished)])
+    after = json.loads((finished / "metrics.json").read_text())
+    for o in ("test", "valid"): assert after.pop(o) == pytest.approx(before.pop(o))
+    assert after == before
+    assert (finished / "report.html").exists() and "report.html" in capsys.readouterr().out
+
+
+def test_superclasses_have_a_matrix_of_their_own(tmp_path, tiny_cifar):
+    write_cifar(tmp_path, "cifar100")
+    run("--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
+    text = (tmp_path / "runs" / "cifar100" / "a" / "report.html").read_text()
+    assert "fine" in text and len(text) < 3_000_000 and all(f"<h2>{o}</h2>" in text for o in SECTIONS)
+
+
+@pytest.mark.parametrize("without, note", [(("valid",), "no validation set to fit a temperature on"), (("test",), "fitted on valid, divides"), (("test", "valid"), "nothing more can be said")])
+def test_runs_without_validation_or_test_images_have_a_page(image_folder, tmp_path, without, note):
+    cfg = TrainConfig(dataset=str(image_folder), data=str(tmp_path), arch="resnet8", epochs=1)
+    dls = get_dls(cfg)
+    data = replace(dls.data, **{o: dls.data.train[:0] for o in without})
+    learn = get_learner(make_dls(cfg, data, data.stats()), cfg, path=tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"settings": asdict(cfg)}))
+    metrics = report.write_report(learn, cfg, [{**dict.fromkeys(RunLog.columns, 1.0), "epoch": 1, **({"top1": None, "top5": None, "valid_loss": None} if "valid" in without else {})}])
+    text = (tmp_path / "report.html").read_text()
+    assert note in text and "<h2>Settings</h2>" in text and [metrics[o] is None for o in ("valid", "test")] == [o in without for o in ("valid", "test")]
+
+
+def test_class_names_are_text_and_not_markup(tmp_path):
+    for split in ("train", "test"):
+        for name in ("<script>alert(1)</script>".replace("/", "_"), "a & b"): write_images(tmp_path / "odd" / split / name, 12)
+    run("--dataset", tmp_path / "odd", "--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
+    assert "<script" not in (tmp_path / "runs" / "odd" / "a" / "report.html").read_text()
+
+
+def test_an_unfinished_run_shows_what_there_is_and_stays_unfinished(finished, capsys):
+    about = json.loads((finished / "config.json").read_text())
+    about["settings"]["epochs"] = 20
+    (finished / "config.json").write_text(json.dumps(about))
+    (finished / "metrics.json").unlink()
+    report.main([str(finished)])
+    assert "not finished: 8 of 20 epochs" in capsys.readouterr().out
+    assert (finished / "report.html").exists() and not (finished / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda o: (o / "history.csv").unlink(), "history.csv cannot be read"), (lambda o: (o / "history.csv").write_text("epoch,top1\nx,y\n"), "history.csv cannot be read"),
+    (lambda o: (o / "history.csv").write_text("epoch,train_loss\n"), "has no epoch yet"), (lambda o: (o / "config.json").write_text("{"), "config.json is damaged"),
+    (lambda o: shutil.rmtree(o), "is no run folder")])
+def test_a_damaged_run_is_one_line(finished, capsys, spoil, words):
+    spoil(finished)
+    with pytest.raises(SystemExit) as e: report.main([str(finished)])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and words in err and err.count("\n") == 1
+
+
+def test_history_is_read_as_it_was_written(run_folder):
+    rows = report.read_history(run_folder)
+    with (run_folder / "history.csv").open() as f: raw = list(csv.DictReader(f))
+    assert [o["epoch"] for o in rows] == list(range(1, 9)) and rows[3]["top1"] == float(raw[3]["top1"])
+
+
+# ---- calibration ----
+
+def made(n=4000, c=5, temperature=1.0, seed=0):
+    "Probabilities, and labels drawn from them; then the probabilities are sharpened by `temperature`."
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (n, c))
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return with_temperature(probs, temperature), np.array([rng.choice(c, p=p) for p in probs])
+
+
+def test_calibration_error_is_the_mean_gap_of_the_bins():
+    probs, targs = made(500)
+    confidence, right = probs.max(1), probs.argmax(1) == targs
+    gaps = 0
+    for low in np.arange(15) / 15:
+        inside = (confidence >= low) & (confidence < low + 1 / 15)
+        if inside.any(): gaps += abs(confidence[inside].mean() - right[inside].mean()) * inside.mean()
+    assert calibration_error(probs, targs) == pytest.approx(gaps, abs=1e-9)
+    assert sum(reliability(probs, targs)[2]) == pytest.approx(1)
+    certain = np.eye(3)[[0, 1, 2, 0]]
+    assert calibration_error(certain, np.array([0, 1, 2, 0])) == 0 and calibration_error(certain, np.array([1, 2, 0, 1])) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+def test_the_temperature_that_was_put_in_is_found_and_mends_the_error(temperature):
+    probs, targs = made(temperature=temperature)
+    t = fit_temperature(probs, targs)
+    assert t == pytest.approx(1 / temperature, rel=0.08)
+    assert calibration_error(with_temperature(probs, t), targs) < 0.03
+    assert (with_temperature(probs, t).argmax(1) == probs.argmax(1)).all()
