@@ -11,7 +11,7 @@ def race(racers, rounds=5):
     pipes = {name: spawn.Pipe() for name in racers}
     processes = [spawn.Process(target=run, args=(pipes[k][1], *v), daemon=True) for k, v in racers.items()]
     for o in processes: o.start()
-    figures = {name: [ask(ours) for _ in range(1)] for name, (ours, _) in pipes.items()}
+    figures = {name: [ask(ours)] for name, (ours, _) in pipes.items()}
     for _ in range(rounds):
         for name, (ours, _) in pipes.items(): figures[name].append(ask(ours))
     for o in processes: o.terminate()
@@ -24,6 +24,8 @@ def ask(pipe):
 
 
 def run(pipe, racer, args):
+    from sifar.terminal import quiet_imports
+    quiet_imports()
     figures = racer(*args)
     while pipe.recv(): pipe.send(next(figures))
 

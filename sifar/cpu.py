@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8          # of glibc's malloc.h
-ALL, WEIGHTS = 9, 25        # pixels of the output up to which products are faster: for the convolution and its gradients; for the weights' alone
+ALL, WEIGHTS = 16, 36       # pixels of the output up to which products are faster: for the convolution and its gradients; for the weights' alone
 
 
 def keep_memory():
@@ -64,7 +64,7 @@ def output_pixels(x, k, stride, padding):
 
 
 class SmallConvs(TorchFunctionMode):
-    "Within this context, convolutions to at most 5x5 pixels compute as SmallConv does, in `dtype`."
+    "Within this context, convolutions to at most 6x6 pixels compute as SmallConv does, in `dtype`."
 
     def __init__(self, dtype):
         super().__init__()
