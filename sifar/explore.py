@@ -5,8 +5,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from fastai.callback.schedule import SuggestionMethod
+from fastai.callback.training import ShortEpochCallback
 from fastai.learner import Callback
+from torch.profiler import ProfilerActivity
 
 from .callbacks import EMA, SeedEpochs, StopOnNaN
 from .errors import UserError
@@ -56,10 +59,10 @@ def auto_lr(cfg, dls, folder):
 def write_batches(dls, folder):
     "Sheets of what the model sees in training: plots/batch.png, 32 images, and plots/one_image.png, the first of them 16 times."
     from .plots import sheet
-    for name, n, title in (("batch", 32, "Training images as the model sees them"), ("one_image", 16, "One training image, augmented 16 times")):
-        dl = dls.train
-        idxs = [0] * n if name == "one_image" else list(range(len(dl.dataset)))[:: max(1, len(dl.dataset) // n)][:n]
-        write_file(folder / "plots" / f"{name}.png", sheet(*shown(dl, idxs), title))
+    n = len(dls.train.dataset)
+    for name, idxs, title in (("batch", range(0, n, max(1, n // 32))[:32], "Training images as the model sees them"),
+                              ("one_image", [0] * 16, "One training image, augmented 16 times")):
+        write_file(folder / "plots" / f"{name}.png", sheet(*shown(dls.train, idxs), title))
 
 
 def shown(dl, idxs):
@@ -79,7 +82,6 @@ class Phases(Callback):
     def __init__(self): self.seconds, self.part = dict.fromkeys(self.names, 0.0), None
 
     def enter(self, name):
-        import torch
         if self.dls.device.type == "cuda": torch.cuda.synchronize()
         now = time.perf_counter()
         if self.part: self.seconds[self.part] += now - self.since
@@ -99,9 +101,6 @@ class Phases(Callback):
 def profile(cfg, dls, steps=8):
     "Lines that say where the time of a training step goes: the shares of its parts, and the five operators that take most."
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")         # no word of its own about GPUs that are not there
-    import torch
-    from fastai.callback.training import ShortEpochCallback
-    from torch.profiler import ProfilerActivity
     learn, phases = get_learner(dls, cfg), Phases()
     short = ShortEpochCallback(min(1, steps / len(dls.train)), short_valid=False)
     with learn.no_bar(), learn.no_logging():

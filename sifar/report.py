@@ -3,6 +3,8 @@
     python -m sifar.report RUN              # writes both anew; training does it at its end"""
 import argparse
 import base64
+import csv
+import io
 import json
 from dataclasses import asdict
 from datetime import timedelta
@@ -10,6 +12,7 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .calibration import calibration_error, fit_temperature, reliability, with_temperature
 from .config import read_config, read_settings
@@ -146,14 +149,19 @@ def calibration(found, split):
     return "<h2>Calibration</h2><p>Whether a confidence of 80 % is right 80 times in 100. " + text + "</p>" + picture(curves(lines, f"Reliability on {split}", "confidence, %", "right, %", xlim=(0, 100), ylim=(0, 100)))
 
 
+def superclasses(data):
+    "The names of the superclasses, and for each class the index of its own."
+    names, of = np.unique(data.superclasses, return_inverse=True)
+    return names.tolist(), of
+
+
 def classes(data, o, split):
     from .plots import bars
     right = o.preds == o.targs
     present = [c for c in range(len(data.vocab)) if (o.targs == c).any()]
     parts = ["<h2>Classes</h2>"]
     if data.superclasses:
-        names = sorted(set(data.superclasses))
-        of = np.array([names.index(s) for s in data.superclasses])
+        names, of = superclasses(data)
         parts.append(picture(bars(names, [right[of[o.targs] == s].mean() for s in range(len(names))], f"Superclasses, accuracy on {split}", "right, %")))
     parts.append(picture(bars([data.vocab[c] for c in present], [right[o.targs == c].mean() for c in present], f"Classes, accuracy on {split}", "right, %")))
     return "\n".join(parts)
@@ -169,8 +177,7 @@ def confusion(data, o, split):
     from .plots import matrix
     n, parts = len(data.vocab), ["<h2>Confusions</h2>"]
     if data.superclasses:
-        names = sorted(set(data.superclasses))
-        of = np.array([names.index(s) for s in data.superclasses])
+        names, of = superclasses(data)
         parts.append(picture(matrix(counts(of[o.targs], of[o.preds], len(names)), names, f"Superclasses, % of each row, {split}")))
     elif n <= 30: parts.append(picture(matrix(counts(o.targs, o.preds, n), data.vocab, f"Classes, % of each row, {split}")))
     wrong = counts(o.targs, o.preds, n)
@@ -185,9 +192,6 @@ def confusion(data, o, split):
 
 
 def thumbnail(image):
-    import io
-
-    from PIL import Image
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return picture(buffer.getvalue())
@@ -210,7 +214,6 @@ def settings(cfg, about):
 
 def read_history(run):
     "The rows of history.csv as RunLog had them. Errors: UserError."
-    import csv
     path = Path(run) / "history.csv"
     try:
         with path.open() as f: rows = [{k: None if v == "" else float(v) for k, v in o.items()} for o in csv.DictReader(f)]
