@@ -36,9 +36,10 @@ CSS = "#about td:first-child, #about th:first-child {white-space: nowrap} .gradi
 
 
 def find_model(named):
-    "The learner file to show: as named, else beside this file, else the newest export; None where there is none."
+    "The learner file to show: as named, else beside this file, else the newest export, else one of results/; None where there is none."
     if named: return Path(named)
-    exports = [HERE / "learner.pkl", *sorted(HERE.glob("runs/*/*/learner.pkl"), key=lambda o: -o.stat().st_mtime)]
+    newest_first = sorted(HERE.glob("runs/*/*/learner.pkl"), key=lambda o: -o.stat().st_mtime)
+    exports = [HERE / "learner.pkl", *newest_first, *HERE.glob("results/*/learner.pkl")]
     return next((o for o in exports if o.is_file()), None)
 
 
@@ -196,7 +197,7 @@ def build(path):
 
 def main(args=None):
     parser = argparse.ArgumentParser(description="Show an exported learner as a page in the browser.")
-    parser.add_argument("--model", default=os.environ.get("SIFAR_MODEL"), help="learner.pkl or its folder (or set SIFAR_MODEL); else one beside app.py, else the newest export")
+    parser.add_argument("--model", default=os.environ.get("SIFAR_MODEL"), help="learner.pkl or its folder (or set SIFAR_MODEL); else one beside app.py, else the newest export, else that of results/")
     with one_line_errors():
         quiet_imports()
         page = build(find_model(parser.parse_args(args).model))

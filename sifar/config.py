@@ -31,8 +31,8 @@ class TrainConfig:
     "side of the images of a folder, pixels"
     sizes: str | None = None
     "sides while training, stretched over the epochs: 16x2,24,32"
-    aug: Literal["standard", "trivial", "rand"] = "standard"
-    "crop, mirror, Cutout; and TrivialAugment or RandAugment"
+    aug: Literal["light", "standard", "trivial", "rand"] = "standard"
+    "crop, mirror; Cutout; TrivialAugment or RandAugment"
     augment: Literal["item", "batch"] = "item"
     "augment each image, or a whole batch where it trains"
     mixup: float = 0.0
@@ -119,7 +119,7 @@ class TrainConfig:
             raise UserError(f"--sizes {self.sizes} is out of range: each has to be between 8 and --sz {self.sz} pixels.")
         if self.resume and (self.seeds > 1 or self.lr_find or self.show_batch or self.profile):
             raise UserError("--resume goes on with one run: leave out --seeds, --lr-find, --show-batch and --profile.")
-        if self.augment == "batch" and self.aug != "standard": raise UserError(f"--augment batch knows the standard policy only: leave out --aug {self.aug}.")
+        if self.augment == "batch" and self.aug not in ("light", "standard"): raise UserError(f"--augment batch knows --aug light and standard only: leave out --aug {self.aug}.")
         if self.bs % 2 and (self.mixup or self.cutmix): raise UserError(f"--mixup and --cutmix mix pairs of images: --bs {self.bs} has to be even.")
 
 

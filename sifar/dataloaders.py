@@ -54,14 +54,14 @@ class Augment(Transform):
 
 
 class BatchAugment(Transform):
-    """The standard augmentation of `augment.get_tfms` for a whole batch x (n,c,h,w) uint8 at once, on the device where it is.
+    """The standard or light augmentation of `augment.get_tfms` for a whole batch x (n,c,h,w) uint8 at once, on the device where it is.
 
     generator: it draws from this one, on the CPU, so that every device sees the same images."""
     split_idx, order = 0, 5             # before IntToFloatTensor
 
-    def __init__(self, mirror, fill):
+    def __init__(self, mirror, fill, hole=True):
         super().__init__()
-        self.mirror, self.fill, self.generator = mirror, torch.tensor(fill, dtype=torch.uint8), None
+        self.mirror, self.hole, self.fill, self.generator = mirror, hole, torch.tensor(fill, dtype=torch.uint8), None
 
     def encodes(self, x: TensorImage): return TensorImage(self.augment(x.as_subclass(torch.Tensor)))
 
@@ -71,8 +71,8 @@ class BatchAugment(Transform):
         y_at, x_at = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
         rows, cols = y_at + draw(2 * (h // 8) + 1) - h // 8, x_at + draw(2 * (w // 8) + 1) - w // 8
         if self.mirror: cols = torch.where(draw(2) == 1, cols.flip(1), cols)
-        hole = within(y_at - draw(h) + h // 8, h // 4), within(x_at - draw(w) + w // 8, w // 4)
-        seen = outer(within(rows, h), within(cols, w)) & ~outer(*hole)
+        seen = outer(within(rows, h), within(cols, w))
+        if self.hole: seen &= ~outer(within(y_at - draw(h) + h // 8, h // 4), within(x_at - draw(w) + w // 8, w // 4))
         pixels = (rows.clamp(0, h - 1)[:, :, None] * w + cols.clamp(0, w - 1)[:, None, :]).view(n, h * w, 1)
         x = x.permute(0, 2, 3, 1).reshape(n, h * w, c).gather(1, pixels.expand(-1, -1, c)).view(n, h, w, c)
         return torch.where(seen[..., None], x, self.fill.to(x.device)).permute(0, 3, 1, 2)
@@ -146,7 +146,7 @@ def make_dls(cfg, data, stats):
         get_x=ReadImage(data, cfg.sz), get_y=ReadLabel(data),
         splitter=IndexSplitter(range(len(data.train), len(rows))),
         item_tfms=Augment(item_tfms(cfg, data.mirrored, fill)),
-        batch_tfms=[Normalize.from_stats(mean, std, cuda=False), *([BatchAugment(data.mirrored, fill)] if cfg.augment == "batch" else [])],
+        batch_tfms=[Normalize.from_stats(mean, std, cuda=False), *([BatchAugment(data.mirrored, fill, hole=cfg.aug == "standard")] if cfg.augment == "batch" else [])],
         dl_type=ArrayDL)
     dls = block.dataloaders(rows, bs=min(cfg.bs, len(data.train)), num_workers=cfg.workers, device="cpu")
     dls.loaders.append(dls.test_dl(data.test.tolist(), with_labels=True, rm_type_tfms=0))

@@ -175,8 +175,11 @@ def test_without_a_model_the_page_says_how_to_make_one(tmp_path):
     finally: page.close()
 
 
-def test_the_model_beside_the_app_comes_before_the_newest_export(tmp_path, monkeypatch):
+def test_the_model_beside_the_app_comes_before_the_newest_export_and_that_before_the_published_one(tmp_path, monkeypatch):
     monkeypatch.setattr(app, "HERE", tmp_path)
+    (tmp_path / "results/a").mkdir(parents=True)
+    (tmp_path / "results/a/learner.pkl").touch()
+    assert app.find_model(None) == tmp_path / "results/a/learner.pkl"
     for i, o in enumerate(("runs/a/old", "runs/a/new")):
         (tmp_path / o).mkdir(parents=True)
         (tmp_path / o / "learner.pkl").touch()

@@ -31,6 +31,14 @@ def test_every_offset_and_both_sides_are_seen():
     assert 0.45 < np.mean([o[2] for o in seen]) < 0.55
 
 
+def test_light_crops_and_mirrors_without_a_hole():
+    tfms, img = get_tfms("light", fill=FILL), image()
+    seed_tfms(tfms, 0)
+    for _ in range(50):
+        seen = (tfms(image=img)["image"] != FILL).any(-1)
+        assert seen[np.ix_(seen.any(1), seen.any(0))].all() and seen.sum() >= 28 * 28
+
+
 def test_digits_are_not_mirrored():
     tfms, img = get_tfms(mirror=False, fill=FILL), image()
     assert not any(placed(tfms(image=img)["image"], img)[2] for _ in range(100))
