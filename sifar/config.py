@@ -133,7 +133,7 @@ def parse_sizes(text):
 
 PRESETS = {
     "standard": TrainConfig,
-    "fast": lambda: TrainConfig(preset="fast", valid_pct=0.0, sizes="16x5,20x4,24x3,28x2,32x2", augment="batch", epochs=16, bs=512, opt="muon",
+    "fast": lambda: TrainConfig(preset="fast", valid_pct=0.0, sizes="16x4,20x4,24x4,28x3,32x3", aug="light", augment="batch", epochs=18, bs=512, opt="muon",
                                 no_wd_norm=True, schedule="linear"),
     "smoke": lambda: TrainConfig(preset="smoke", dataset="digits", arch="resnet8", epochs=30, bs=32, warmup=0.2),
 }
