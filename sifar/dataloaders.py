@@ -73,9 +73,9 @@ class BatchAugment(Transform):
         if self.mirror: cols = torch.where(draw(2) == 1, cols.flip(1), cols)
         seen = outer(within(rows, h), within(cols, w))
         if self.hole: seen &= ~outer(within(y_at - draw(h) + h // 8, h // 4), within(x_at - draw(w) + w // 8, w // 4))
-        pixels = (rows.clamp(0, h - 1)[:, :, None] * w + cols.clamp(0, w - 1)[:, None, :]).view(n, h * w, 1)
-        x = x.permute(0, 2, 3, 1).reshape(n, h * w, c).gather(1, pixels.expand(-1, -1, c)).view(n, h, w, c)
-        return torch.where(seen[..., None], x, self.fill.to(x.device)).permute(0, 3, 1, 2)
+        pixels = (rows[:, :, None] * w + cols[:, None, :]).masked_fill_(~seen, h * w).view(n, h * w, 1)      # the last is the fill
+        x = torch.cat((x.permute(0, 2, 3, 1).reshape(n, h * w, c), self.fill.to(x.device).expand(n, 1, c)), 1)
+        return x.gather(1, pixels.expand(-1, -1, c)).view(n, h, w, c).permute(0, 3, 1, 2)
 
     def __getstate__(self): return {**self.__dict__, "generator": None}         # an exported learner does not augment
     def __deepcopy__(self, memo): return self
