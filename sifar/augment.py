@@ -34,10 +34,11 @@ def get_tfms(aug="standard", sz=32, mirror=True, fill=(0, 0, 0)):
     `light` leaves out the hole. Before it, `trivial` adds one random change of any strength, `rand` two of up to 9/30 of it.
     https://arxiv.org/abs/2103.10158 https://arxiv.org/abs/1909.13719"""
     pad = sz + 2 * (sz // 8)
-    changes = {"light": [], "standard": [], "trivial": [A.OneOf(random_changes(1.0, fill), p=1)],
-               "rand": [A.SomeOf(random_changes(0.3, fill), n=2, replace=True, p=1)]}
+    hole = Cutout(sz // 4, fill)
+    policies = {"light": [], "standard": [hole], "trivial": [A.OneOf(random_changes(1.0, fill), p=1), hole],
+                "rand": [A.SomeOf(random_changes(0.3, fill), n=2, replace=True, p=1), hole]}
     return A.Compose([A.PadIfNeeded(pad, pad, border_mode=0, fill=fill), A.RandomCrop(sz, sz),
-                      *([A.HorizontalFlip(p=0.5)] if mirror else []), *changes[aug], *([] if aug == "light" else [Cutout(sz // 4, fill)])])
+                      *([A.HorizontalFlip(p=0.5)] if mirror else []), *policies[aug]])
 
 
 def random_changes(share, fill):
