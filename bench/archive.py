@@ -23,6 +23,7 @@ def archive(run, folder):
     about = json.loads((run / "config.json").read_text())
     about["settings"].update(data="data", runs="runs")
     about["commands"] = [without_folders(o) for o in about["commands"]]
+    folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "config.json", json.dumps(about, indent=2) + "\n")
     for o in ("history.csv", "metrics.json"): write_file(folder / o, (run / o).read_bytes())
     write_file(folder / "model.safetensors", save(half))

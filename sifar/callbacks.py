@@ -268,6 +268,7 @@ def save(path, state):
     "torch.save to a file that is whole or not there."
     buffer = io.BytesIO()
     torch.save(state, buffer)
+    path.parent.mkdir(exist_ok=True)            # models/, but not the run folder, should somebody have removed it
     write_file(path, buffer.getbuffer())
 
 

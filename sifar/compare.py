@@ -65,6 +65,7 @@ def write_curves(runs, path):
     valid = any(o["top1"] is not None for run in runs for o in run["history"])
     key, scale, title, label = ("top1", 100, "Accuracy on valid", "top-1, %") if valid else ("train_loss", 1, "Loss in training, label-smoothed", "loss")
     lines = {run["path"].name: ([o["epoch"] for o in run["history"]], [None if o[key] is None else scale * o[key] for o in run["history"]]) for run in runs}
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, curves(lines, title, "epoch", label))
 
 

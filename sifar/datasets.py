@@ -301,7 +301,9 @@ def read_images(path, files, sz, cache):
     images = np.stack([o for o in read if not isinstance(o, str)] or [np.zeros((sz, sz, 3), np.uint8)])
     buffer = io.BytesIO()
     np.savez(buffer, images=images, bad=np.array(list(bad), int), why=np.array(list(bad.values()), str), key=key)
-    try: write_file(kept, buffer.getbuffer())
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        write_file(kept, buffer.getbuffer())
     except OSError as e: log.warning("The images are not cached in %s: %s", kept, e.strerror)
     return images, bad
 

@@ -37,6 +37,7 @@ def find_lr(cfg, dls):
 def write_lr_find(cfg, dls, folder):
     "Run find_lr; write plots/lr_find.png and lr_find.csv into `folder`. Returns the suggestions."
     found, lrs, losses = find_lr(cfg, dls)
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
     write_file(folder / "lr_find.csv", "lr,loss\n" + "".join(f"{a:.6g},{b:.6g}\n" for a, b in zip(lrs, losses)))
     from .plots import COLOURS, figure
     top = np.nanquantile(losses, 0.8) * 1.3
@@ -60,6 +61,7 @@ def write_batches(dls, folder):
     "Sheets of what the model sees in training: plots/batch.png, 32 images, and plots/one_image.png, the first of them 16 times."
     from .plots import sheet
     n = len(dls.train.dataset)
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
     for name, idxs, title in (("batch", range(0, n, max(1, n // 32))[:32], "Training images as the model sees them"),
                               ("one_image", [0] * 16, "One training image, augmented 16 times")):
         write_file(folder / "plots" / f"{name}.png", sheet(*shown(dls.train, idxs), title))

@@ -4,9 +4,8 @@ from pathlib import Path
 
 
 def write_file(path, content: bytes | str):
-    "Write `content` to a temporary name beside `path`, then rename it: `path` is never half written."
+    "Write `content` to a temporary name beside `path`, then rename it: `path` is never half written. Its folder has to be there."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f"{path.name}.tmp")
     try:
         with open(tmp, "wb") as f:

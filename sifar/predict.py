@@ -61,6 +61,7 @@ def write_csv(path, rows):
     out = csv.writer(text, lineterminator="\n")
     out.writerow(["file", *(f"{o}_{i}" for i in range(1, k + 1) for o in ("label", "probability"))])
     out.writerows([f"{o:.6f}" if isinstance(o, float) else o for o in row] for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, text.getvalue().encode(errors="surrogateescape"))          # file names are bytes
 
 

@@ -12,6 +12,8 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from .config import read_settings
 from .errors import UserError, explain, out_of_memory
 from .files import write_file
@@ -30,8 +32,14 @@ def newest_run(runs="runs"):
 
 @contextmanager
 def open_run(cfg):
-    "The run folder that `cfg` asks for, with a training_log.txt that takes the log while it is open."
+    """The run folder that `cfg` asks for, with a training_log.txt that takes the log while it is open.
+
+    Errors: UserError where another process trains in it, or where the memory is used up."""
     run = Path(cfg.resume) if cfg.resume else new_folder(cfg)
+    lock = FileLock(run / ".lock", blocking=False)          # the system lets go of it however this process ends
+    try: lock.acquire()
+    except Timeout as e: raise UserError(f"{run} is in use by another training: wait for that one, or stop it first.") from e
+    for o in run.rglob("*.tmp"): o.unlink()                 # half-written when it was killed
     handler = log_to_file(run / "training_log.txt")
     try:
         log.info("%s in %s", "Going on" if cfg.resume else "Training", run)
@@ -48,6 +56,7 @@ def open_run(cfg):
     finally:
         log.removeHandler(handler)
         handler.close()
+        lock.release()
         if not cfg.resume and not (run / "models" / "last.pth").exists(): shutil.rmtree(run, ignore_errors=True)
 
 

@@ -22,7 +22,9 @@ def write_space(run, folder):
     about = json.loads((run / "model.json").read_text())
     if (folder / "sifar").is_dir(): shutil.rmtree(folder / "sifar")             # so that no module of an older sifar stays
     for path in space_files():
-        write_file(folder / path.relative_to(ROOT), path.read_bytes())
+        copy = folder / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_file(copy, path.read_bytes())
     for name in ("learner.pkl", "model.json"): write_file(folder / name, (run / name).read_bytes())
     write_file(folder / "requirements.txt", requirements(about))
     write_file(folder / "README.md", front_matter(about) + model_card(about))

@@ -56,7 +56,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_a_run_folder_holds_all_of_the_run(undisturbed):
-    assert [str(o.relative_to(undisturbed)) for o in files(undisturbed)] == ["config.json", "history.csv", "metrics.json", "models/best.pth", "models/last.pth", "report.html", "training_log.txt"]
+    assert [str(o.relative_to(undisturbed)) for o in files(undisturbed)] == [".lock", "config.json", "history.csv", "metrics.json", "models/best.pth", "models/last.pth", "report.html", "training_log.txt"]
     about = json.loads((undisturbed / "config.json").read_text())
     assert about["settings"]["epochs"] == 4 and torch.__version__.startswith(about["versions"]["torch"]) and about["device"] == "cpu"
     rows = history(undisturbed)
@@ -109,6 +109,29 @@ def test_a_run_stopped_in_its_first_epoch_can_be_resumed(undisturbed, tmp_path):
     process.communicate()
     run("--resume", tmp_path / "digits" / "cut")
     assert_same_run(undisturbed, tmp_path / "digits" / "cut")
+
+
+def start(*args):
+    "A run that has begun to train, in a process of its own."
+    process = subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if re.search(r"  +1 +\d\.\d{4} ", line): return process
+    raise AssertionError(process.stderr.read())
+
+
+def test_a_second_training_in_the_same_folder_is_refused(tmp_path, capsys):
+    process = start(*SMALL[:-1], 200, "--runs", tmp_path, "--name", "a")
+    try: assert "is in use by another training" in failure(capsys, "--resume", tmp_path / "digits" / "a")
+    finally: process.kill()
+    assert process.communicate()[1] == "" and len(history(tmp_path / "digits" / "a")) >= 1
+
+
+def test_a_run_whose_folder_is_removed_ends_in_one_line(tmp_path):
+    process = start(*SMALL[:-1], 200, "--runs", tmp_path, "--name", "a")
+    while (tmp_path / "digits").exists(): shutil.rmtree(tmp_path / "digits", ignore_errors=True)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and re.fullmatch(f"sifar: No such file or directory \\({tmp_path}/digits/a/.*\\): check that .*\n", err)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("options", [
