@@ -112,16 +112,25 @@ def transfer(url, part, size, may_be_slow=True):
 
 
 def unpack(archive, path, folder):
-    "Unpack the files that we need of `path` into a temporary folder, then rename it to `folder`."
+    """Unpack the files that we need of `path` into a temporary folder, then rename it to `folder`.
+
+    Errors: UserError for an archive that holds anything but plain files of its folder, or far more than it should."""
     tmp = Path(tempfile.mkdtemp(prefix=f"{archive.folder}.", suffix=".tmp", dir=folder.parent))
     try:
         with tarfile.open(path) as tar:
-            for name in archive.files:
-                member = tar.getmember(f"{archive.folder}/{name}")
-                if not member.isreg(): raise tarfile.TarError(f"{member.name} is no plain file")
+            room, missing = 2 * archive.size, set(archive.files)
+            for member in tar:
+                above, _, name = member.name.rpartition("/")
+                room -= member.size
+                if not (member.isreg() and above == archive.folder or member.isdir() and member.name == archive.folder):
+                    raise tarfile.TarError(f"{member.name} is no plain file of {archive.folder}/")
+                if room < 0: raise tarfile.TarError(f"{member.name} is far larger than it should be")
+                if name not in missing: continue
+                missing.remove(name)
                 with tar.extractfile(member) as source, open(tmp / name, "wb") as target: shutil.copyfileobj(source, target)
+        if missing: raise tarfile.TarError(f"{', '.join(sorted(missing))} not found")
         os.chmod(tmp, 0o755)
         os.replace(tmp, folder)
-    except (tarfile.TarError, KeyError, EOFError, zlib.error) as e:
+    except (tarfile.TarError, EOFError, zlib.error) as e:
         raise UserError(f"{path} cannot be unpacked ({e}): delete it and run again.") from e
     finally: shutil.rmtree(tmp, ignore_errors=True)

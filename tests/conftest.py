@@ -1,8 +1,12 @@
 """Tiny data sets in the official formats, and short trainings that several tests look at."""
 import gzip
+import hashlib
+import http.server
 import io
 import struct
 import tarfile
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +16,7 @@ from PIL import Image
 
 import export
 import train
-from sifar import datasets
+from sifar import datasets, download
 from sifar.terminal import log
 
 SUPERCLASS = [c // 5 for c in range(100)]
@@ -73,6 +77,54 @@ def tiny_cifar(monkeypatch):
     "Let sifar expect CIFAR archives of the tiny size."
     monkeypatch.setitem(datasets.CIFARS, "cifar100", replace(datasets.CIFARS["cifar100"], n_train=400, n_test=200))
     monkeypatch.setitem(datasets.CIFARS, "cifar10", replace(datasets.CIFARS["cifar10"], n_train=100, n_test=100))
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    "Serves `files` {path: (bytes, behaviour)}, `piece` bytes at a time where it breaks off or stalls; notes what was asked for in `asked`."
+    files, asked, piece = {}, [], 4000
+
+    def do_GET(self):
+        content, behaviour = self.files.get(self.path, (b"", 404))
+        start = int((self.headers["Range"] or "bytes=0-").split("=")[1].rstrip("-"))
+        self.asked.append((self.path, start))
+        if isinstance(behaviour, int): return self.send_error(behaviour)
+        if behaviour == "redirects":
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            return self.end_headers()
+        if behaviour == "no ranges": start = 0
+        self.send_response(206 if start else 200)
+        if start: self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if behaviour != "no length": self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        end = min(len(content), start + self.piece) if behaviour in ("breaks off", "stalls") else len(content)
+        if behaviour == "slow":
+            for i in range(start, end, 1000):
+                try: self.wfile.write(content[i:i + 1000])
+                except OSError: return              # the client has had enough
+                time.sleep(0.05)
+        else: self.wfile.write(content[start:end])
+        if behaviour == "stalls": time.sleep(3)
+
+    def log_message(self, *args): pass
+
+
+@pytest.fixture
+def mirrors(monkeypatch, tiny_cifar):
+    "A function that lets sifar know two mirrors on this machine which behave as told, and returns what they are asked for."
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    content = cifar_tar("cifar100")
+
+    def set_up(first, second):
+        Mirror.files, Mirror.asked = {"/a/x.tar.gz": (first[0] or content, first[1]), "/b/x.tar.gz": (second[0] or content, second[1])}, []
+        archive = replace(download.CIFAR100, md5=hashlib.md5(content).hexdigest(), size=len(content),
+                          urls=tuple(f"http://127.0.0.1:{server.server_port}/{o}/x.tar.gz" for o in "ab"))
+        monkeypatch.setitem(datasets.CIFARS, "cifar100", replace(datasets.CIFARS["cifar100"], archive=archive))
+        return Mirror.asked
+    yield set_up
+    server.shutdown()
+    server.server_close()
 
 
 def write_images(folder, n, color=(200, 30, 60), size=(40, 30), suffix="png"):

@@ -1,59 +1,14 @@
+import gzip
 import hashlib
-import http.server
 import tarfile
-import threading
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import cifar_tar
+from conftest import Mirror, cifar_tar
 
 from sifar import TrainConfig, UserError, datasets, download
 from sifar.datasets import load_data
-
-
-class Mirror(http.server.BaseHTTPRequestHandler):
-    "Serves `files` {path: (bytes, behaviour)} and notes what was asked for in `asked`."
-    files, asked = {}, []
-
-    def do_GET(self):
-        content, behaviour = self.files.get(self.path, (b"", "missing"))
-        start = int((self.headers["Range"] or "bytes=0-").split("=")[1].rstrip("-"))
-        self.asked.append((self.path, start))
-        if behaviour == "missing": return self.send_error(404)
-        if behaviour == "no ranges": start = 0
-        self.send_response(206 if start else 200)
-        if start: self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        if behaviour != "no length": self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        end = min(len(content), start + 4000) if behaviour == "breaks off" else len(content)
-        if behaviour == "slow":
-            for i in range(start, end, 1000):
-                try: self.wfile.write(content[i:i + 1000])
-                except OSError: return              # the client has had enough
-                time.sleep(0.05)
-        else: self.wfile.write(content[start:end])
-
-    def log_message(self, *args): pass
-
-
-@pytest.fixture
-def mirrors(monkeypatch, tiny_cifar):
-    "A function that lets sifar know two mirrors on this machine which behave as told, and returns what they are asked for."
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    content = cifar_tar("cifar100")
-
-    def set_up(first, second):
-        Mirror.files, Mirror.asked = {"/a/x.tar.gz": (first[0] or content, first[1]), "/b/x.tar.gz": (second[0] or content, second[1])}, []
-        archive = replace(download.CIFAR100, md5=hashlib.md5(content).hexdigest(), size=len(content),
-                          urls=tuple(f"http://127.0.0.1:{server.server_port}/{o}/x.tar.gz" for o in "ab"))
-        monkeypatch.setitem(datasets.CIFARS, "cifar100", replace(datasets.CIFARS["cifar100"], archive=archive))
-        return Mirror.asked
-    yield set_up
-    server.shutdown()
-    server.server_close()
 
 
 def load(data): return load_data(TrainConfig(data=str(data)))
@@ -67,7 +22,7 @@ def test_an_archive_is_downloaded_checked_and_unpacked(mirrors, tmp_path):
     assert sorted(o.name for o in (tmp_path / "new").iterdir()) == ["cifar-100-python", "x.tar.gz"]
 
 
-@pytest.mark.parametrize("first", [(b"", "missing"), (b"<html>sign in</html>", "good"), (b"x" * 5_000_000, "good"), (b"x" * 5_000_000, "no length"), (b"<html>", "no length")])
+@pytest.mark.parametrize("first", [(b"", 404), (b"<html>sign in</html>", "good"), (b"x" * 5_000_000, "good"), (b"x" * 5_000_000, "no length"), (b"<html>", "no length")])
 def test_a_bad_mirror_is_followed_by_the_next(mirrors, tmp_path, first):
     asked = mirrors(first, (None, "good"))
     assert len(load(tmp_path).images) == 600
@@ -104,7 +59,7 @@ def test_a_slow_mirror_is_left_for_the_next(mirrors, tmp_path, monkeypatch):
 
 
 def test_an_archive_that_the_user_has_is_used(mirrors, tmp_path):
-    asked = mirrors((b"", "missing"), (b"", "missing"))
+    asked = mirrors((b"", 404), (b"", 404))
     (tmp_path / "x.tar.gz").write_bytes(cifar_tar("cifar100")[:-50])
     with pytest.raises(UserError, match="x.tar.gz is damaged or not the official archive"): load(tmp_path)
     (tmp_path / "x.tar.gz").write_bytes(cifar_tar("cifar100"))
@@ -112,21 +67,48 @@ def test_an_archive_that_the_user_has_is_used(mirrors, tmp_path):
     assert len(load(tmp_path / "cifar-100-python").images) == 600, "--data may name the extracted folder itself"
 
 
-def test_an_archive_with_a_link_is_refused(mirrors, tmp_path, monkeypatch):
-    mirrors((b"", "missing"), (b"", "missing"))
-    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
-        member = tarfile.TarInfo("cifar-100-python/train")
-        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(member)
+def member(name, size=10, **kwargs):
+    info = tarfile.TarInfo(name)
+    info.size = size
+    for k, v in kwargs.items(): setattr(info, k, v)
+    return info
+
+
+FOLDER = "cifar-100-python"
+STRANGE = {
+    "a link": member(f"{FOLDER}/train", 0, type=tarfile.SYMTYPE, linkname="/etc/passwd"), "a hard link": member(f"{FOLDER}/train", 0, type=tarfile.LNKTYPE, linkname="/etc/passwd"),
+    "a device": member(f"{FOLDER}/train", 0, type=tarfile.CHRTYPE), "a pipe": member(f"{FOLDER}/train", 0, type=tarfile.FIFOTYPE),
+    "an absolute path": member("/tmp/sifar-escaped"), "a path upwards": member(f"{FOLDER}/../../sifar-escaped"), "a path upwards to the data": member(f"{FOLDER}/../train"),
+    "a folder in it": member(f"{FOLDER}/more", 0, type=tarfile.DIRTYPE), "another folder": member("other/train"), "far too much": member(f"{FOLDER}/train", 2_000_000_000)}
+
+
+def let_sum_fit(monkeypatch, path):
+    "Let sifar take the archive `path` for the official one."
     cifar = datasets.CIFARS["cifar100"]
-    md5 = hashlib.md5((tmp_path / "x.tar.gz").read_bytes()).hexdigest()
-    monkeypatch.setitem(datasets.CIFARS, "cifar100", replace(cifar, archive=replace(cifar.archive, md5=md5)))
-    with pytest.raises(UserError, match="is no plain file"): load(tmp_path)
-    assert [o.name for o in tmp_path.iterdir()] == ["x.tar.gz"]
+    monkeypatch.setitem(datasets.CIFARS, "cifar100", replace(cifar, archive=replace(cifar.archive, md5=hashlib.md5(path.read_bytes()).hexdigest())))
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_an_archive_with_a_strange_member_is_refused(mirrors, tmp_path, monkeypatch, what):
+    mirrors((b"", 404), (b"", 404))
+    path = tmp_path / "data" / "x.tar.gz"
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress(STRANGE[what].tobuf() + bytes(512)))
+    let_sum_fit(monkeypatch, path)
+    with pytest.raises(UserError, match="is no plain file of|is far larger than") as e: load(path.parent)
+    assert str(path) in e.value.text and STRANGE[what].name in e.value.text
+    assert sorted(tmp_path.rglob("*")) == [path.parent, path]
+
+
+def test_an_archive_that_lacks_files_is_refused(mirrors, tmp_path, monkeypatch):
+    mirrors((b"", 404), (b"", 404))
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(member(f"{FOLDER}/train").tobuf() + bytes(512)))
+    let_sum_fit(monkeypatch, tmp_path / "x.tar.gz")
+    with pytest.raises(UserError, match="meta, test not found"): load(tmp_path)
 
 
 def test_no_mirror_at_all_is_one_line(mirrors, tmp_path):
-    mirrors((b"", "missing"), (b"", "missing"))
+    mirrors((b"", 404), (b"", 404))
     with pytest.raises(UserError, match=r"404.*404.*put the archive into") as e: load(tmp_path)
     assert "\n" not in e.value.text
 
