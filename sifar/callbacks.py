@@ -37,7 +37,7 @@ class Precision(MixedPrecision):
 
     def before_batch(self):
         "Wrap just this forward pass, so that no exception can leave autocast switched on."
-        vars(self.model).pop("forward", None)
+        self.model.__dict__.pop("forward", None)
         forward = self.model.forward
         def fast(*args):
             with self.autocast, small_convs(self.dls.device, self.dtype): return forward(*args)
@@ -47,7 +47,7 @@ class Precision(MixedPrecision):
         super().after_pred()
         self.after_cancel_batch()
 
-    def after_cancel_batch(self): vars(self.model).pop("forward", None)
+    def after_cancel_batch(self): self.model.__dict__.pop("forward", None)
     def after_loss(self): pass
 
 

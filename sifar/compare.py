@@ -50,8 +50,8 @@ def means(runs):
     "A line for each group of finished `runs` that differ in seed alone: mean and standard deviation of test top-1."
     def rest(run): return json.dumps({k: v for k, v in run["settings"].items() if k != "seed"})
     lines = []
-    for _, group in groupby(sorted((o for o in runs if o["metrics"] and o["metrics"]["test"]), key=rest), key=rest):
-        group = list(group)
+    for _, found in groupby(sorted((o for o in runs if o["metrics"] and o["metrics"]["test"]), key=rest), key=rest):
+        group = list(found)
         if len({o["settings"]["seed"] for o in group}) < 2: continue
         top1 = [100 * o["metrics"]["test"]["top1"] for o in group]
         seeds = ", ".join(str(o["settings"]["seed"]) for o in group)

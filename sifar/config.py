@@ -100,7 +100,7 @@ class TrainConfig:
                 ("bs", self.bs >= 2, "at least 2 images"),
                 ("mixup", 0 <= self.mixup < float("inf"), "0 or more"),
                 ("cutmix", 0 <= self.cutmix < float("inf"), "0 or more"),
-                ("lr", self.lr in (None, "auto") or 0 < self.lr < float("inf"), "above 0, or auto"),
+                ("lr", self.lr is None or self.lr == "auto" or 0 < self.lr < float("inf"), "above 0, or auto"),
                 ("seeds", 1 <= self.seeds <= 100, "between 1 and 100"),
                 ("wd", self.wd is None or 0 <= self.wd < float("inf"), "0 or more"),
                 ("clip", self.clip is None or 0 < self.clip < float("inf"), "above 0"),
@@ -126,7 +126,7 @@ class TrainConfig:
 def parse_sizes(text):
     "The image size of each epoch in `text`: 16x2,24,32 is [16, 16, 24, 32]. Errors: UserError."
     parts = [re.fullmatch(r"([0-9]{1,4})(?:x([0-9]{1,4}))?", o.strip()) for o in text.split(",")]
-    sizes = [] if None in parts else [int(o[1]) for o in parts for _ in range(int(o[2] or 1))]
+    sizes = [int(o[1]) for o in parts if o for _ in range(int(o[2] or 1))] if all(parts) else []
     if not sizes: raise UserError(f"--sizes {text!r} is no list of sizes: write SIDE or SIDExEPOCHS with commas between, such as 16x2,24,32.")
     return sizes
 

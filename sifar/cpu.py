@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
+from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8          # of glibc's malloc.h
@@ -54,7 +55,7 @@ class SmallConv(torch.autograd.Function):
             grad_weight = (grad.permute(0, 2, 3, 1).reshape(-1, o).T @ rows).view(o, k, k, c).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[0]:
             if stride == 1 and grad[0, 0].numel() <= ALL: grad_x = matmul_conv(grad, weight.flip(2, 3).transpose(0, 1), 1, k - 1 - padding)
-            else: grad_x = torch.nn.grad.conv2d_input(x.shape, weight, grad, stride, padding)
+            else: grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
         return grad_x, grad_weight, None, None
 
 

@@ -44,8 +44,8 @@ class ImageData:
 
     def stats(self):
         "Mean and standard deviation a channel of the training images, for pixels in 0 to 1: two lists of 3."
-        counts = sum(np.stack([np.bincount(o[..., c].ravel(), minlength=256) for c in range(3)])
-                     for o in np.array_split(self.images[self.train], 16))
+        counts = np.sum([[np.bincount(o[..., c].ravel(), minlength=256) for c in range(3)]
+                         for o in np.array_split(self.images[self.train], 16)], axis=0)
         p, x = counts / counts[0].sum(), np.arange(256) / 255
         mean = p @ x
         return mean.tolist(), np.sqrt(np.maximum(p @ x**2 - mean**2, 1e-12)).tolist()
@@ -69,8 +69,8 @@ def stratified_split(rows, labels, pct, seed):
     for c in np.unique(labels[rows]):
         of_class = rng.permutation(rows[labels[rows] == c])
         held.append(of_class[:min(max(1, round(pct * len(of_class))), len(of_class) - 1)])
-    held = np.sort(np.concatenate(held))
-    return np.setdiff1d(rows, held), held
+    valid = np.sort(np.concatenate(held))
+    return np.setdiff1d(rows, valid), valid
 
 
 # ---- CIFAR ----
@@ -100,7 +100,7 @@ class ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in self.allowed: raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file does")
-        return np._core.multiarray._reconstruct if name == "_reconstruct" else getattr(np, name)
+        return np._core.multiarray._reconstruct if name == "_reconstruct" else getattr(np, name)      # type: ignore[attr-defined]
 
 
 def read_pickle(path):

@@ -64,7 +64,8 @@ def write_batches(dls, folder):
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for name, idxs, title in (("batch", range(0, n, max(1, n // 32))[:32], "Training images as the model sees them"),
                               ("one_image", [0] * 16, "One training image, augmented 16 times")):
-        write_file(folder / "plots" / f"{name}.png", sheet(*shown(dls.train, idxs), title))
+        images, labels = shown(dls.train, idxs)
+        write_file(folder / "plots" / f"{name}.png", sheet(images, labels, title))
 
 
 def shown(dl, idxs):
@@ -81,7 +82,7 @@ class Phases(Callback):
     order = 1000
     names = "data", "forward", "backward", "optimizer", "other"
 
-    def __init__(self): self.seconds, self.part = dict.fromkeys(self.names, 0.0), None
+    def __init__(self): self.seconds, self.part, self.since = dict.fromkeys(self.names, 0.0), None, 0.0
 
     def enter(self, name):
         if self.dls.device.type == "cuda": torch.cuda.synchronize()

@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 
 
-def write_file(path, content: bytes | str):
+def write_file(path, content: bytes | memoryview | str):
     "Write `content` to a temporary name beside `path`, then rename it: `path` is never half written. Its folder has to be there."
     path = Path(path)
     tmp = path.with_name(f"{path.name}.tmp")

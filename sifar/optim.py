@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
         self.scales, self.dtype = scales, dtype
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):
         for i, (group, scale) in enumerate(zip(self.param_groups, self.scales)):
             for p in group["params"]:
                 if p.grad is None: continue

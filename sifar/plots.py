@@ -15,7 +15,7 @@ def figure(width=6.4, height=3.6, title=None, **axis):
     """An axis to draw on, and at the end the PNG in `png`, a list that it gets too; `axis` are its settings, such as xlabel.
 
     Usage: with figure(title="lr") as (ax, png): ax.plot(...)"""
-    fig, png = Figure(figsize=(width, height), layout="constrained"), []
+    fig, png = Figure(figsize=(width, height), layout="constrained"), list[bytes]()
     ax = fig.add_subplot()
     ax.grid(alpha=0.3)
     ax.set_axisbelow(True)

@@ -216,7 +216,7 @@ def read_history(run):
     "The rows of history.csv as RunLog had them. Errors: UserError."
     path = Path(run) / "history.csv"
     try:
-        with path.open() as f: rows = [{k: None if v == "" else float(v) for k, v in o.items()} for o in csv.DictReader(f)]
+        with path.open() as f: rows: list[dict] = [{k: None if v == "" else float(v) for k, v in o.items()} for o in csv.DictReader(f)]
         for o in rows: o["epoch"] = int(o["epoch"])
     except (OSError, ValueError, TypeError, KeyError) as e: raise UserError(f"{path} cannot be read ({e}): without it there is no report.") from e
     if not rows: raise UserError(f"{path} has no epoch yet: train first.")
