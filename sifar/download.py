@@ -76,7 +76,7 @@ def download(archive, path):
                 part.unlink()
                 failures.append(f"{url}: not the official file (its MD5 differs)")
             except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError, EOFError) as e:
-                failures.append(f"{url}: {str(e) or type(e).__name__}")
+                failures.append(f"{url}: {' '.join(str(e).split()) or type(e).__name__}")
                 break
     raise UserError(f"Could not download {archive.name} ({'; '.join(failures)}). Run again to go on where it broke off, "
                     f"or put the archive into {path.parent}/ yourself.")

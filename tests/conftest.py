@@ -117,7 +117,7 @@ def mirrors(monkeypatch, tiny_cifar):
     content = cifar_tar("cifar100")
 
     def set_up(first, second):
-        Mirror.files, Mirror.asked = {"/a/x.tar.gz": (first[0] or content, first[1]), "/b/x.tar.gz": (second[0] or content, second[1])}, []
+        Mirror.files, Mirror.asked = {f"/{k}/x.tar.gz": (content if sent is None else sent, behaviour) for k, (sent, behaviour) in {"a": first, "b": second}.items()}, []
         archive = replace(download.CIFAR100, md5=hashlib.md5(content).hexdigest(), size=len(content),
                           urls=tuple(f"http://127.0.0.1:{server.server_port}/{o}/x.tar.gz" for o in "ab"))
         monkeypatch.setitem(datasets.CIFARS, "cifar100", replace(datasets.CIFARS["cifar100"], archive=archive))
@@ -167,3 +167,21 @@ def fresh_log():
     yield
     log.handlers.clear()
     log.propagate = True
+
+
+CAMPAIGNS = {}
+
+
+@pytest.fixture
+def campaign():
+    "A function that counts the faults of a kind that were injected, and those that were survived; they are printed at the end."
+    def count(what, injected, survived, note=""):
+        a, b, notes = CAMPAIGNS.get(what, (0, 0, []))
+        CAMPAIGNS[what] = a + injected, b + survived, [*notes, *([note] if note else [])]
+    return count
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not CAMPAIGNS: return
+    terminalreporter.section("faults injected, survived")
+    for what, (injected, survived, notes) in CAMPAIGNS.items(): terminalreporter.line(f"{injected:>6} {survived:>6}  {what}{': ' if notes else ''}{'; '.join(notes)}")
