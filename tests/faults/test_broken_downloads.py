@@ -82,7 +82,7 @@ def test_an_extraction_that_is_killed_is_never_taken_for_data(mirrors, tmp_path,
         code = KILLED.format(path=sys.path, archive=str(data / "x.tar.gz"), data=str(data))
         process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         process.stdout.readline()
-        while i % 2 and not list(data.glob("*.tmp")): pass                   # half of them while it unpacks
+        while i % 2 and process.poll() is None and not list(data.glob("*.tmp")): pass        # half of them while it unpacks
         end = time.monotonic() + rng.uniform(0, 0.01 if i % 2 else 0.06)
         while time.monotonic() < end: pass
         process.kill()
