@@ -2,18 +2,25 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo app test
+.PHONY: demo app test faults
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
 	$(BIN)/python train.py --preset smoke --dataset digits
 
-app: .venv/installed
+app: .venv/installed $(patsubst %/model.safetensors,%/learner.pkl,$(wildcard results/*/model.safetensors))
 	$(BIN)/python app.py
+
+results/%/learner.pkl: results/%/model.safetensors | .venv/installed
+	$(BIN)/python export.py $(@D)
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --cov
+
+faults: .venv/installed-dev
+	$(BIN)/python -m pytest -m slow tests/faults
 
 .venv/bin/pip:
 	$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('sifar needs Python 3.11 or newer: make PYTHON=python3.12')"

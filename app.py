@@ -6,9 +6,12 @@ import io
 import json
 import os
 import re
+import threading
 import time
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import gradio as gr
 import numpy as np
@@ -21,6 +24,7 @@ from sifar.terminal import quiet_imports
 
 HERE = Path(__file__).parent
 MAX_FILES, MAX_MB = 100, 20                     # pictures at once; size of an upload
+KEPT = 300                                      # seconds that an upload is kept at least; after three times that it is gone
 MIN_SIDE, MAX_PIXELS = 4, 24_000_000            # of a picture, looked at before it is decoded
 UNSURE = 0.5                                    # below this probability the page says so
 NO_MODEL = """# No model yet
@@ -164,7 +168,7 @@ def build(path):
         return list(rows) or None, shown, gr.DownloadButton(value=file, interactive=bool(rows))
 
     examples = [str(o) for o in sorted((HERE / "examples").glob("*.png")) if o.stem in predictor.vocab]
-    with gr.Blocks(title="sifar", analytics_enabled=False, delete_cache=(300, 600)) as page:
+    with gr.Blocks(title="sifar", analytics_enabled=False, delete_cache=(KEPT, 2 * KEPT)) as page:
         gr.Markdown(f"# What is in the picture?\nA small network that knows {len(predictor.vocab)} classes, such as {plain(', '.join(predictor.vocab[:5]))}.")
         with gr.Tab("One"):
             with gr.Row():
@@ -195,10 +199,25 @@ def build(path):
     return page.queue(max_size=128, default_concurrency_limit=2)
 
 
+@contextmanager
+def upload_folder():
+    "A folder for uploads that goes when the page ends. Until then Gradio deletes those that came whole, and this those that broke off."
+    def sweep():
+        while True:
+            time.sleep(KEPT)
+            for o in Path(get_upload_folder()).glob("tmp*"):
+                if o.is_file() and time.time() - o.stat().st_mtime > KEPT: o.unlink(missing_ok=True)
+
+    with TemporaryDirectory(prefix="sifar-", ignore_cleanup_errors=True) as folder:
+        os.environ.setdefault("GRADIO_TEMP_DIR", folder)
+        threading.Thread(target=sweep, daemon=True).start()
+        yield
+
+
 def main(args=None):
     parser = argparse.ArgumentParser(description="Show an exported learner as a page in the browser.")
     parser.add_argument("--model", default=os.environ.get("SIFAR_MODEL"), help="learner.pkl or its folder (or set SIFAR_MODEL); else one beside app.py, else the newest export, else that of results/")
-    with one_line_errors():
+    with one_line_errors(), upload_folder():
         quiet_imports()
         page = build(find_model(parser.parse_args(args).model))
         theme = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
