@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import json
+import logging
 import os
 import re
 import threading
@@ -18,6 +19,7 @@ import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
+from starlette.requests import ClientDisconnect
 
 from sifar.errors import UserError, one_line_errors
 from sifar.terminal import quiet_imports
@@ -221,6 +223,7 @@ def main(args=None):
         quiet_imports()
         page = build(find_model(parser.parse_args(args).model))
         theme = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+        logging.getLogger("uvicorn.error").addFilter(lambda o: not (o.exc_info and isinstance(o.exc_info[1], ClientDisconnect)))      # no traceback for who hangs up
         page.launch(theme=theme, css=CSS, footer_links=["api", "settings"], max_file_size=f"{MAX_MB}mb", show_error=False)
 
 
