@@ -95,7 +95,7 @@ def test_an_archived_run_is_half_as_large_and_exports_to_the_same_classifier(run
 
 def test_nothing_but_the_named_files_is_left(exported):
     left = {o.name for o in exported[0].iterdir()}
-    assert left == {"config.json", "history.csv", "metrics.json", "models", "report.html", "training_log.txt", "learner.pkl", "model.json", "model.onnx", "model.safetensors"}
+    assert left == {".lock", "config.json", "history.csv", "metrics.json", "models", "report.html", "training_log.txt", "learner.pkl", "model.json", "model.onnx", "model.safetensors"}
 
 
 def test_callbacks_that_log_and_save_are_no_hindrance_and_stay_with_the_learner(tmp_path):
