@@ -124,15 +124,15 @@ class GrowImages(Callback):
 
 
 class Mix(Callback):
-    """Mix each batch with itself in reverse order, by Mixup or CutMix with Beta(alpha, alpha) shares, as timm does; where both are
-    given, by one of them at random. https://arxiv.org/abs/1710.09412 https://arxiv.org/abs/1905.04899"""
+    """Mix a share `prob` of the batches with themselves in reverse order, by Mixup or CutMix with Beta(alpha, alpha) shares, as timm does;
+    where both are given, by one of them at random. https://arxiv.org/abs/1710.09412 https://arxiv.org/abs/1905.04899"""
     run_valid = False
 
-    def __init__(self, mixup, cutmix): self.mixup, self.cutmix = mixup, cutmix
+    def __init__(self, mixup, cutmix, prob): self.mixup, self.cutmix, self.prob = mixup, cutmix, prob
 
     def before_fit(self):
         from timm.data import Mixup
-        self.mixer = Mixup(self.mixup, self.cutmix, label_smoothing=self.loss_func.eps, num_classes=self.dls.c)
+        self.mixer = Mixup(self.mixup, self.cutmix, prob=self.prob, label_smoothing=self.loss_func.eps, num_classes=self.dls.c)
 
     def before_batch(self):
         x, self.targ = self.mixer(self.x.as_subclass(torch.Tensor), self.y.as_subclass(torch.Tensor))

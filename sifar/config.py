@@ -39,6 +39,8 @@ class TrainConfig:
     "alpha of Mixup, 0 for none"
     cutmix: float = 0.0
     "alpha of CutMix, 0 for none"
+    mix_prob: float = 1.0
+    "share of the batches that --mixup and --cutmix mix"
     arch: str = "resnet18"
     "resnet8, resnet10, resnet18, resnet34 or timm:NAME"
     epochs: int = 100
@@ -100,6 +102,7 @@ class TrainConfig:
                 ("bs", self.bs >= 2, "at least 2 images"),
                 ("mixup", 0 <= self.mixup < float("inf"), "0 or more"),
                 ("cutmix", 0 <= self.cutmix < float("inf"), "0 or more"),
+                ("mix_prob", 0 < self.mix_prob <= 1, "above 0 and at most 1"),
                 ("lr", self.lr is None or self.lr == "auto" or 0 < self.lr < float("inf"), "above 0, or auto"),
                 ("seeds", 1 <= self.seeds <= 100, "between 1 and 100"),
                 ("wd", self.wd is None or 0 <= self.wd < float("inf"), "0 or more"),
