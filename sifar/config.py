@@ -19,7 +19,7 @@ DATASETS = ("cifar100", "cifar10", "digits")
 @dataclass(frozen=True)
 class TrainConfig:
     """Train an image classifier with fastai; the whole run goes into one folder."""
-    preset: Literal["standard", "fast", "smoke"] = "standard"
+    preset: Literal["standard", "fast", "best", "smoke"] = "standard"
     "recipe that the other flags override"
     dataset: str = "cifar100"
     "cifar100, cifar10, digits, or path of an image folder"
@@ -134,10 +134,11 @@ def parse_sizes(text):
     return sizes
 
 
+MUON = {"valid_pct": 0.0, "aug": "light", "augment": "batch", "bs": 512, "opt": "muon", "no_wd_norm": True, "schedule": "linear"}
 PRESETS = {
     "standard": TrainConfig,
-    "fast": lambda: TrainConfig(preset="fast", valid_pct=0.0, sizes="16x4,20x4,24x4,28x3,32x3", aug="light", augment="batch", epochs=18, bs=512, opt="muon",
-                                no_wd_norm=True, schedule="linear"),
+    "fast": lambda: TrainConfig(preset="fast", epochs=18, sizes="16x4,20x4,24x4,28x3,32x3", **MUON),
+    "best": lambda: TrainConfig(preset="best", epochs=60, sizes="16,20,24,28,32", cutmix=1.0, mix_prob=0.5, **MUON),
     "smoke": lambda: TrainConfig(preset="smoke", dataset="digits", arch="resnet8", epochs=30, bs=32, warmup=0.2),
 }
 FREE_ON_RESUME = ("preset", "data", "device", "workers", "runs", "resume", "dry_run", "seeds", "lr_find", "show_batch", "profile", "tensorboard", "wandb")  # no effect on the weights

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from fastai.vision.all import Callback, CancelBatchException, CancelFitException
+from fastai.vision.all import Callback, CancelBatchException, CancelFitException, set_seed
 
 from sifar import TrainConfig, UserError, get_dls, get_learner
 from sifar.callbacks import Precision, StopOnNaN
@@ -180,6 +180,21 @@ def test_cutmix_pastes_one_rectangle_and_mixes_targets_by_its_area():
     ys, xs = torch.nonzero(hole, as_tuple=True)
     share = 1 - (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1) / 32**2 if len(ys) else 1.0
     assert torch.allclose(got["targ"], share * y + (1 - share) * y.flip(0), atol=0.02)
+
+
+def test_a_share_of_the_batches_is_mixed():
+    learn, same = learner(precision="fp32", mixup=1.0, mix_prob=0.25, bs=8), []
+
+    class Look(Callback):
+        order = 100
+        def before_batch(self):
+            if self.training: same.append(torch.equal(self.x, self.taken))
+    class Take(Callback):
+        order = -100
+        def before_batch(self): self.learn.taken = self.x.clone()
+    set_seed(0)
+    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0, cbs=[Take(), Look()])
+    assert len(same) > 100 and 0.65 < sum(same) / len(same) < 0.85
 
 
 def test_validation_is_not_mixed():

@@ -19,6 +19,7 @@ from sifar.learner import load_run
 
 resource = pytest.importorskip("resource", reason="POSIX limits and signals")
 ROOT = Path(__file__).parents[1]
+ONE_EPOCH, TWO_EPOCHS = (rf"  +{i} +\d\.\d{{4}} " for i in (1, 2))         # rows of the log's table
 SMALL = "--dataset", "digits", "--arch", "resnet8", "--bs", "64", "--warmup", "0.2", "--epochs", "4"
 
 
@@ -26,6 +27,14 @@ def run(*args): train.main([str(o) for o in args])
 
 
 def command(*args): return [sys.executable, "-W", "ignore", "-u", ROOT / "train.py", *map(str, args)]
+
+
+def start(*args, until=ONE_EPOCH):
+    "A run in a process of its own that has logged a line with `until`: at least its first epoch."
+    process = subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if re.search(until, line): return process
+    raise AssertionError(process.stderr.read())
 
 
 def weights(path): return torch.load(path / "models" / "last.pth", weights_only=True)
@@ -86,9 +95,7 @@ def test_the_same_seed_gives_the_same_run_with_and_without_workers(undisturbed, 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_an_interrupted_run_goes_on_to_the_same_weights(undisturbed, tmp_path, signum, code):
-    process = subprocess.Popen(command(*SMALL, "--runs", tmp_path, "--name", "cut"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if re.search(r"  +2 +\d\.\d{4} ", line): break
+    process = start(*SMALL, "--runs", tmp_path, "--name", "cut", until=TWO_EPOCHS)
     process.send_signal(signum)
     out, err = process.communicate()
     path = tmp_path / "digits" / "cut"
@@ -102,21 +109,11 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(undisturbed, tmp_path, s
 
 
 def test_a_run_stopped_in_its_first_epoch_can_be_resumed(undisturbed, tmp_path):
-    process = subprocess.Popen(command(*SMALL, "--runs", tmp_path, "--name", "cut"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    for line in process.stdout:
-        if "train loss" in line: break
+    process = start(*SMALL, "--runs", tmp_path, "--name", "cut", until="train loss")
     process.send_signal(signal.SIGINT)
     process.communicate()
     run("--resume", tmp_path / "digits" / "cut")
     assert_same_run(undisturbed, tmp_path / "digits" / "cut")
-
-
-def start(*args):
-    "A run that has begun to train, in a process of its own."
-    process = subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if re.search(r"  +1 +\d\.\d{4} ", line): return process
-    raise AssertionError(process.stderr.read())
 
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path, capsys):
@@ -135,13 +132,11 @@ def test_a_run_whose_folder_is_removed_ends_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("options", [
-    ("--opt", "muon", "--sizes", "16x2,24,32", "--ema", "0.9", "--augment", "batch", "--mixup", "0.4", "--cutmix", "1", "--schedule", "linear"),
+    ("--opt", "muon", "--sizes", "16x2,24,32", "--ema", "0.9", "--augment", "batch", "--mixup", "0.4", "--cutmix", "1", "--mix-prob", "0.7", "--schedule", "linear"),
     ("--opt", "adamw", "--no-wd-norm", "--aug", "trivial", "--clip", "1", "--valid-pct", "0", "--ema", "0.9")])
 def test_every_option_is_resumed_to_the_same_weights(tmp_path, options):
     run(*SMALL, *options, "--runs", tmp_path, "--name", "whole")
-    process = subprocess.Popen(command(*SMALL, *options, "--runs", tmp_path, "--name", "cut"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    for line in process.stdout:
-        if re.search(r"  +2 +\d\.\d{4} ", line): break
+    process = start(*SMALL, *options, "--runs", tmp_path, "--name", "cut", until=TWO_EPOCHS)
     process.kill()
     process.communicate()
     assert not (tmp_path / "digits" / "cut" / "metrics.json").exists()
