@@ -6,6 +6,7 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
@@ -134,11 +135,11 @@ def parse_sizes(text):
     return sizes
 
 
-MUON = {"valid_pct": 0.0, "aug": "light", "augment": "batch", "bs": 512, "opt": "muon", "no_wd_norm": True, "schedule": "linear"}
+muon = partial(TrainConfig, valid_pct=0.0, aug="light", augment="batch", bs=512, opt="muon", no_wd_norm=True, schedule="linear")
 PRESETS = {
     "standard": TrainConfig,
-    "fast": lambda: TrainConfig(preset="fast", epochs=18, sizes="16x4,20x4,24x4,28x3,32x3", **MUON),
-    "best": lambda: TrainConfig(preset="best", epochs=60, sizes="16,20,24,28,32", cutmix=1.0, mix_prob=0.5, **MUON),
+    "fast": lambda: muon(preset="fast", epochs=18, sizes="16x4,20x4,24x4,28x3,32x3"),
+    "best": lambda: muon(preset="best", epochs=60, sizes="16,20,24,28,32", cutmix=1.0, mix_prob=0.5),
     "smoke": lambda: TrainConfig(preset="smoke", dataset="digits", arch="resnet8", epochs=30, bs=32, warmup=0.2),
 }
 FREE_ON_RESUME = ("preset", "data", "device", "workers", "runs", "resume", "dry_run", "seeds", "lr_find", "show_batch", "profile", "tensorboard", "wandb")  # no effect on the weights
