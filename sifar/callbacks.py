@@ -23,7 +23,7 @@ from .terminal import command, log
 class Precision(MixedPrecision):
     """The model's forward pass under autocast to `dtype`, on any device; with loss scaling where that is float16.
 
-    On CPUs that multiply bfloat16 matrices (AMX), convolutions of small images become such products: that doubles the speed."""
+    On CPUs that multiply bfloat16, convolutions of small images become matrix products: up to twice the speed."""
 
     def __init__(self, dtype):
         super().__init__()

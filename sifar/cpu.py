@@ -28,9 +28,8 @@ def patches(x, k, stride, padding):
     return x.as_strided((*shape, k, k, c), (of_n, of_h * stride, of_w * stride, of_h, of_w, 1)).reshape(-1, k * k * c), shape
 
 
-def matmul_conv(x, weight, stride, padding):
-    "F.conv2d of x (n,c,h,w) with square filters (o,c,k,k) as one matrix product."
-    rows, shape = patches(x, weight.shape[2], stride, padding)
+def product(weight, rows, shape):
+    "The convolution of `patches` with square filters (o,c,k,k) as one matrix product."
     return (rows @ weight.permute(0, 2, 3, 1).reshape(len(weight), -1).T).view(*shape, -1).permute(0, 3, 1, 2)
 
 
@@ -39,22 +38,24 @@ class SmallConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, stride, padding):
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        k = weight.shape[2]
-        small = output_pixels(x, k, stride, padding) <= ALL
-        return matmul_conv(x, weight, stride, padding) if small else F.conv2d(x, weight, None, stride, padding)
+        ctx.stride, ctx.padding, k = stride, padding, weight.shape[2]
+        if output_pixels(x, k, stride, padding) > ALL:
+            ctx.save_for_backward(x, weight, None)
+            return F.conv2d(x, weight, None, stride, padding)
+        rows, shape = patches(x, k, stride, padding)
+        ctx.save_for_backward(x, weight, rows)
+        return product(weight, rows, shape)
 
     @staticmethod
     def backward(ctx, grad):
-        (x, weight), stride, padding = ctx.saved_tensors, ctx.stride, ctx.padding
+        (x, weight, rows), stride, padding = ctx.saved_tensors, ctx.stride, ctx.padding
         o, c, k, _ = weight.shape
         grad_x = grad_weight = None
         if ctx.needs_input_grad[1]:
-            rows, _ = patches(x, k, stride, padding)
+            if rows is None: rows, _ = patches(x, k, stride, padding)
             grad_weight = (grad.permute(0, 2, 3, 1).reshape(-1, o).T @ rows).view(o, k, k, c).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[0]:
-            if stride == 1 and grad[0, 0].numel() <= ALL: grad_x = matmul_conv(grad, weight.flip(2, 3).transpose(0, 1), 1, k - 1 - padding)
+            if stride == 1 and grad[0, 0].numel() <= ALL: grad_x = product(weight.flip(2, 3).transpose(0, 1), *patches(grad, k, 1, k - 1 - padding))
             else: grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
         return grad_x, grad_weight, None, None
 
@@ -78,10 +79,15 @@ class SmallConvs(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
 
+def fast_at_bf16():
+    "Whether this processor has instructions that multiply bfloat16 (AMX, AVX-512)."
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
 def small_convs(device, dtype):
-    "SmallConvs where they are faster, on processors that multiply matrices of bfloat16 (AMX); elsewhere a context that does nothing."
-    fast = device.type == "cpu" and dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16")
-    return SmallConvs(dtype) if fast else nullcontext()
+    "SmallConvs where they are faster, in bfloat16 on processors that multiply it; elsewhere a context that does nothing."
+    return SmallConvs(dtype) if device.type == "cpu" and dtype == torch.bfloat16 and fast_at_bf16() else nullcontext()
 
 
 def suits(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):

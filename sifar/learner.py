@@ -15,7 +15,7 @@ from fastai.torch_core import set_seed
 from . import schedule  # noqa: F401    gives Learner its fit_warmup_cosine
 from .callbacks import EMA, GrowImages, Mix, Precision, RunLog, SaveBest, SaveLast, SeedEpochs, StopOnNaN, StopOnSignal, fingerprint, load_weights
 from .config import parse_sizes, read_config, read_settings
-from .cpu import keep_memory
+from .cpu import fast_at_bf16, keep_memory
 from .dataloaders import get_dls, stand_in_dls
 from .errors import UserError
 from .models import check_arch, get_model
@@ -41,8 +41,7 @@ def pick_precision(name, device):
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
         return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
-    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and fast_at_bf16() else torch.float32
 
 
 def check_machine(cfg):

@@ -35,12 +35,12 @@ def test_other_convolutions_are_left_to_torch(conv):
 
 def test_a_training_with_them_is_the_same_training(monkeypatch):
     losses = {}
-    for amx in (False, True):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx, "avx512_bf16": True})          # noqa: B023
+    for able in (False, True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": able})          # noqa: B023
         cfg = TrainConfig(dataset="digits", arch="resnet10", bs=256, sizes="16", precision="bf16")
         learn = get_learner(get_dls(cfg), cfg)
         with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0)
-        losses[amx] = torch.stack(learn.recorder.losses) if isinstance(learn.recorder.losses[0], torch.Tensor) else torch.tensor(learn.recorder.losses)
+        losses[able] = torch.stack(learn.recorder.losses) if isinstance(learn.recorder.losses[0], torch.Tensor) else torch.tensor(learn.recorder.losses)
     assert torch.allclose(losses[False], losses[True], rtol=0.02)
 
 
