@@ -125,14 +125,17 @@ class GrowImages(Callback):
 
 class Mix(Callback):
     """Mix a share `prob` of the batches with themselves in reverse order, by Mixup or CutMix with Beta(alpha, alpha) shares, as timm does;
-    where both are given, by one of them at random. https://arxiv.org/abs/1710.09412 https://arxiv.org/abs/1905.04899"""
+    where both are given, by one of them at random. After the share `end` of the epochs, none is mixed.
+    https://arxiv.org/abs/1710.09412 https://arxiv.org/abs/1905.04899 https://arxiv.org/abs/1909.09148"""
     run_valid = False
 
-    def __init__(self, mixup, cutmix, prob): self.mixup, self.cutmix, self.prob = mixup, cutmix, prob
+    def __init__(self, mixup, cutmix, prob=1.0, end=1.0): self.mixup, self.cutmix, self.prob, self.end = mixup, cutmix, prob, end
 
     def before_fit(self):
         from timm.data import Mixup
         self.mixer = Mixup(self.mixup, self.cutmix, prob=self.prob, label_smoothing=self.loss_func.eps, num_classes=self.dls.c)
+
+    def before_epoch(self): self.mixer.mixup_enabled = self.epoch < self.end * self.n_epoch
 
     def before_batch(self):
         x, self.targ = self.mixer(self.x.as_subclass(torch.Tensor), self.y.as_subclass(torch.Tensor))

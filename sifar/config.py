@@ -42,6 +42,8 @@ class TrainConfig:
     "alpha of CutMix, 0 for none"
     mix_prob: float = 1.0
     "share of the batches that --mixup and --cutmix mix"
+    mix_end: float = 1.0
+    "share of the epochs after which no batch is mixed"
     arch: str = "resnet18"
     "resnet8, resnet10, resnet18, resnet34 or timm:NAME"
     epochs: int = 100
@@ -104,6 +106,7 @@ class TrainConfig:
                 ("mixup", 0 <= self.mixup < float("inf"), "0 or more"),
                 ("cutmix", 0 <= self.cutmix < float("inf"), "0 or more"),
                 ("mix_prob", 0 < self.mix_prob <= 1, "above 0 and at most 1"),
+                ("mix_end", 0 < self.mix_end <= 1, "above 0 and at most 1"),
                 ("lr", self.lr is None or self.lr == "auto" or 0 < self.lr < float("inf"), "above 0, or auto"),
                 ("seeds", 1 <= self.seeds <= 100, "between 1 and 100"),
                 ("wd", self.wd is None or 0 <= self.wd < float("inf"), "0 or more"),
@@ -139,7 +142,7 @@ muon = partial(TrainConfig, valid_pct=0.0, aug="light", augment="batch", bs=512,
 PRESETS = {
     "standard": TrainConfig,
     "fast": lambda: muon(preset="fast", epochs=18, sizes="16x4,20x4,24x4,28x3,32x3"),
-    "best": lambda: muon(preset="best", epochs=60, sizes="16,20,24,28,32", cutmix=1.0, mix_prob=0.5),
+    "best": lambda: muon(preset="best", epochs=50, sizes="16x10,20x10,24x14,28x8,32x8", cutmix=1.0, mix_prob=0.5, mix_end=0.9),
     "smoke": lambda: TrainConfig(preset="smoke", dataset="digits", arch="resnet8", epochs=30, bs=32, warmup=0.2),
 }
 FREE_ON_RESUME = ("preset", "data", "device", "workers", "runs", "resume", "dry_run", "seeds", "lr_find", "show_batch", "profile", "tensorboard", "wandb")  # no effect on the weights

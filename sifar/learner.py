@@ -63,7 +63,7 @@ def get_learner(dls, cfg, path="."):
         loss_func=LabelSmoothingCrossEntropy(eps=0.1),
         metrics=[accuracy, partial(top_k_accuracy, k=min(5, dls.c))],
         cbs=[*([ChannelsLast()] if device.type != "mps" else []), *([Precision(dtype)] if dtype != torch.float32 else []),
-             *([GrowImages(parse_sizes(cfg.sizes))] if cfg.sizes else []), *([Mix(cfg.mixup, cfg.cutmix, cfg.mix_prob)] if cfg.mixup or cfg.cutmix else []),
+             *([GrowImages(parse_sizes(cfg.sizes))] if cfg.sizes else []), *([Mix(cfg.mixup, cfg.cutmix, cfg.mix_prob, cfg.mix_end)] if cfg.mixup or cfg.cutmix else []),
              *([EMA(cfg.ema)] if cfg.ema else []), *([GradientClip(cfg.clip)] if cfg.clip else [])])
 
 

@@ -182,19 +182,29 @@ def test_cutmix_pastes_one_rectangle_and_mixes_targets_by_its_area():
     assert torch.allclose(got["targ"], share * y + (1 - share) * y.flip(0), atol=0.02)
 
 
-def test_a_share_of_the_batches_is_mixed():
-    learn, same = learner(precision="fp32", mixup=1.0, mix_prob=0.25, bs=8), []
+def unmixed(n_epoch=1, **settings):
+    "For each training batch of a fit, whether Mix left it as it was: (n_epoch, batches)."
+    learn, same = learner(precision="fp32", mixup=1.0, bs=8, **settings), []
 
+    class Take(Callback):
+        order = -100
+        def before_batch(self): self.learn.taken = self.x.clone()
     class Look(Callback):
         order = 100
         def before_batch(self):
             if self.training: same.append(torch.equal(self.x, self.taken))
-    class Take(Callback):
-        order = -100
-        def before_batch(self): self.learn.taken = self.x.clone()
     set_seed(0)
-    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0, cbs=[Take(), Look()])
-    assert len(same) > 100 and 0.65 < sum(same) / len(same) < 0.85
+    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(n_epoch, 0.01, 0, cbs=[Take(), Look()])
+    return torch.tensor(same, dtype=float).view(n_epoch, -1)
+
+
+def test_a_share_of_the_batches_is_mixed():
+    same = unmixed(mix_prob=0.25)
+    assert same.numel() > 100 and 0.65 < same.mean() < 0.85
+
+
+def test_the_last_epochs_are_not_mixed():
+    assert unmixed(3, mix_end=0.5).mean(1).tolist() == [0, 0, 1]
 
 
 def test_validation_is_not_mixed():
