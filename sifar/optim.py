@@ -17,9 +17,10 @@ def orthogonalize(g, dtype=torch.float32):
     if tall: x = x.T
     square = x @ x.T
     product = one = torch.eye(len(x), dtype=dtype, device=x.device)
-    for _ in range(3):
+    for i in range(3):
         step = 3.4445 * one - 4.7750 * square + 2.0315 * square @ square
-        product, square = step @ product, step @ square @ step
+        product = step @ product if i else step
+        if i < 2: square = step @ square @ step
     x = product @ x
     return (x.T if tall else x).to(g.dtype)
 
