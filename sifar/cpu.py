@@ -16,7 +16,7 @@ def keep_memory():
     "Let glibc keep the memory that this process frees, instead of asking the system for zeroed pages again at each batch."
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
-        for k, v in (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1): mallopt(k, v)
+        for k, v in (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1): mallopt(k, v)
 
 
 def patches(x, k, stride, padding):
