@@ -58,6 +58,21 @@ class Break(Callback):
     def after_pred(self): raise self.e
 
 
+def test_gradients_that_overflow_in_fp16_halve_the_scale_and_move_no_weight():
+    learn, seen = learner(precision="fp16", bs=64), []
+    learn.precision.scaler_state = {**torch.amp.GradScaler("cpu").state_dict(), "scale": 2.0**30}
+
+    class Look(Callback):
+        order = 100
+        def after_batch(self):
+            if self.training: seen.append((self.scaler.get_scale(), self.model.head[2].weight.detach().clone()))
+    weight = learn.model.head[2].weight.detach().clone()
+    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.1, 0, cbs=[Look(), StopOnNaN()])
+    overflows = sum(torch.equal(o, weight) for _, o in seen)
+    assert 3 < overflows < len(seen) and seen[-1][0] == 2.0**30 / 2**overflows
+    assert all(torch.isfinite(o).all() for o in learn.model.parameters()) and not torch.equal(seen[-1][1], weight)
+
+
 @pytest.mark.parametrize("e", [CancelBatchException(), RuntimeError("bug"), KeyboardInterrupt()])
 def test_autocast_is_off_after_a_batch_that_is_cancelled_or_fails(e):
     learn = learner(precision="bf16")
