@@ -29,7 +29,7 @@ def ours(cfg, n):
             yield batches * cfg.bs / (time.perf_counter() - start)
 
 
-def bare(cfg, n):
+def bare(cfg, n, compile=lambda o: o):
     "Images/s of forward, loss, backward and step on batches that are in memory."
     from sifar.config import parse_sizes
     from sifar.learner import pick_device, pick_precision
@@ -40,7 +40,7 @@ def bare(cfg, n):
     x = torch.randn(n // cfg.bs, cfg.bs, 3, sz, sz, device=device)
     y = torch.randint(100, (n // cfg.bs, cfg.bs), device=device)
     batches = [(xb.contiguous(memory_format=torch.channels_last), yb) for xb, yb in zip(x, y)]
-    model = get_model(cfg.arch, 100).to(device, memory_format=torch.channels_last)
+    model = compile(get_model(cfg.arch, 100).to(device, memory_format=torch.channels_last))
     yield from fit(model, batches, cfg, lambda: torch.autocast(device.type, dtype, enabled=dtype != torch.float32))
 
 
