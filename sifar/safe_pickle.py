@@ -6,6 +6,7 @@ import json
 import pickle
 import warnings
 import zipfile
+from collections import OrderedDict
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,16 +35,17 @@ def is_layer(module, name):
 
 
 class SafeUnpickler(pickle._Unpickler):
-    """Python's own unpickler, in which each global, each call and each attribute that is taken has to be on the list.
+    """Python's own unpickler, in which each global, each call with what is passed to it, and each attribute with what it holds has to be on the list.
 
-    An object cannot be given a method of its own, or hooks, and a partial wraps listed functions only; so what is loaded calls nothing but the
-    methods of its class. Layers of torch.nn and timm need not be listed, but may not be called. Errors: Refused."""
+    So an object has no method or hook of its own, and none of another kind stands where one of ours should. Layers of torch.nn and timm need
+    not be listed, but may not be called, and hold plain values, tensors and layers only. Errors: Refused."""
     dispatch = {k: v for k, v in pickle._Unpickler.dispatch.items() if k not in NEVER}
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.found = {}                     # id -> (name, object) of what find_class gave
         self.made = []
+        self.seen = 0
         self.stand_ins = {"__builtin__ getattr": self.getattr, "torch._tensor _rebuild_from_type_v2": rebuild_from_type}
 
     def allow(self, kind, name):
@@ -69,9 +71,11 @@ class SafeUnpickler(pickle._Unpickler):
     def load_reduce(self):
         func, args = self.stack[-2:]
         self.allow("call", self.name_of(func))
+        if type(args) is not tuple: raise Refused("it calls something as no pickle does")
+        for o in set(self.parts(args)): self.allow("pass", f"{self.name_of(func)} {o}")
         if func is set and type(args[0]) is not list: raise Refused("it makes a set of something else than a list")
         super().load_reduce()
-        self.made.append(self.stack[-1])
+        if func != self.getattr: self.made.append(self.stack[-1])
     dispatch[pickle.REDUCE[0]] = load_reduce
 
     def load_newobj(self):
@@ -87,6 +91,7 @@ class SafeUnpickler(pickle._Unpickler):
         o, state = self.stack[-2:]
         self.name_of(type(o))
         if "__setstate__" in getattr(o, "__dict__", ()): raise Refused("it has a __setstate__ of its own")
+        if type(state) is not dict and not hasattr(type(o), "__setstate__"): raise Refused("it sets attributes as no learner does")
         super().load_build()
     dispatch[pickle.BUILD[0]] = load_build
 
@@ -94,15 +99,19 @@ class SafeUnpickler(pickle._Unpickler):
         "The key of a dictionary is plain, as a deep one can take for ever, or more stack than there is."
         if not isinstance(k, (str, int, float, type, type(None))): raise Refused(f"it has a dictionary with a key of type {type(k).__name__}")
 
-    def load_setitems(self):
-        for k in self.stack[::2]: self.check_key(k)
-        super().load_setitems()
-    dispatch[pickle.SETITEMS[0]] = load_setitems
-
-    def load_setitem(self):
-        self.check_key(self.stack[-2])
-        super().load_setitem()
-    dispatch[pickle.SETITEM[0]] = load_setitem
+    def filling(load, at_mark, n, *types):
+        "The opcode `load`, which fills the container below the last `n` objects or the last mark, for `types` only: others have methods of their own for it."
+        def check_and_load(self):
+            stack = self.metastack[-1] if at_mark else self.stack[:-n]
+            if not stack or type(stack[-1]) not in types: raise Refused("it fills something else than a list or a dictionary")
+            if list not in types:
+                for k in self.stack[::2] if at_mark else self.stack[-2:-1]: self.check_key(k)
+            load(self)
+        return check_and_load
+    dispatch[pickle.SETITEMS[0]] = filling(pickle._Unpickler.load_setitems, True, 0, dict, OrderedDict)
+    dispatch[pickle.SETITEM[0]] = filling(pickle._Unpickler.load_setitem, False, 2, dict, OrderedDict)
+    dispatch[pickle.APPENDS[0]] = filling(pickle._Unpickler.load_appends, True, 0, list)
+    dispatch[pickle.APPEND[0]] = filling(pickle._Unpickler.load_append, False, 1, list)
 
     def load_binpersid(self):
         pid = self.stack[-1]
@@ -119,16 +128,41 @@ class SafeUnpickler(pickle._Unpickler):
         if not (isinstance(res, Learner) and isinstance(res.dls, DataLoaders) and isinstance(res.model, nn.Module)): raise Refused("it holds no learner")
         return res
 
+    def parts(self, o):
+        "What a value consists of but for plain values and tensors, with containers opened: names of types, and of functions and classes themselves."
+        import torch
+        from fastcore.foundation import L
+        todo, opened = [o], set()
+        while todo:
+            o = todo.pop()
+            self.seen += 1
+            if self.seen > 5_000_000: raise Refused("it is more entangled than any learner")
+            if type(o) in (list, tuple, set, dict, OrderedDict, L):
+                if id(o) not in opened: todo += o.values() if isinstance(o, dict) else vars(o).values() if type(o) is L else o
+                opened.add(id(o))
+            elif isinstance(o, (bool, int, float, str, type(None), torch.Tensor)): continue
+            elif id(o) in self.found: yield self.found[id(o)][0]
+            elif isinstance(o, torch.nn.Module): yield "layer"
+            else: yield f"{type(o).__module__} {type(o).__name__}"
+
     def check(self, o):
         import torch
-        if isinstance(o, functools.partial): self.allow("wrap", self.name_of(o.func))
+        if isinstance(o, functools.partial):
+            self.allow("wrap", self.name_of(o.func))
+            for part in set(self.parts((o.args, o.keywords, o.__dict__))): self.allow("bind", f"{self.name_of(o.func)} {part}")
+        if isinstance(o, torch.Tensor) and (o._backward_hooks or getattr(o, "_post_accumulate_grad_hooks", None)): raise Refused("it has hooks on a tensor")
         if isinstance(o, torch.Tensor) and o.numel() * o.element_size() > o.untyped_storage().nbytes(): raise Refused("it has a tensor larger than its data")
         state = getattr(o, "__dict__", {})
         for k in state:
             if callable(getattr(type(o), k, None)) or k == "__setstate__": self.allow("replace", f"{self.name_of(type(o))} {k}")
-        if not isinstance(o, torch.nn.Module): return
+        layer = isinstance(o, torch.nn.Module)
+        for k, v in state.items():
+            if layer and k in ("_modules", "_parameters", "_buffers"): continue
+            for part in set(self.parts(v)): self.allow("hold", f"{part} in a layer" if layer else f"{self.name_of(type(o))} {k}, {part}")
+        if not layer: return
         if any(v for k, v in state.items() if k.endswith("_hooks")): raise Refused("it has hooks on a layer")
-        if not all(v is None or isinstance(v, torch.nn.Module) for v in state["_modules"].values()): raise Refused("it has something else than layers in a layer")
+        for k, kind in ("_modules", torch.nn.Module), ("_parameters", torch.Tensor), ("_buffers", torch.Tensor):
+            if not all(v is None or isinstance(v, kind) for v in state[k].values()): raise Refused("it has something else than layers and tensors in a layer")
 
 
 def rebuild_from_type(func, new_type, args, state):

@@ -78,6 +78,27 @@ def gadget(mark):
     return layer(b"}(" + value("0") + first + value("1") + second + b"u")
 
 
+def made(module, cls, **state): return name(module, cls) + b")\x81}(" + b"".join(value(k) + v for k, v in state.items()) + b"ub"
+
+
+def toucher(mark):
+    "What makes the file `mark` when it is called with one argument, of listed parts alone: OptimWrapper calls a callback, which passes the call on to a path."
+    callback = made("fastai.callback.core", "TrainEvalCallback", learn=call(name("pathlib", "PosixPath"), value(mark)))
+    wrapper = name("fastai.optimizer", "OptimWrapper")
+    return call(name("functools", "partial"), wrapper) + b"(" + wrapper + b"(" + value("touch") + callback + b"t" + value({"convert_groups": False}) + b"Ntb"
+
+
+def loaders(*found): return made("fastai.data.core", "DataLoaders", loaders=b"](" + b"".join(found) + b"e")
+def learner_of(dls, model): return made("fastai.learner", "Learner", dls=dls, model=model, cbs=b"]")
+
+
+def later(mark):
+    "Learners that make the file `mark` once they are loaded, or when they predict, as (what, opcodes)."
+    metric = made("fastai.learner", "AvgMetric", to=toucher(mark))
+    yield "a loader of another kind", learner_of(loaders(metric), layer(b"}"))
+    yield "what a layer calls in place of its forward", learner_of(loaders(), layer(b"}", value("_compiled_call_impl") + toucher(mark)))
+
+
 def hostile(mark):
     "Pickles that run something, as (what, opcodes, whether Python's own unpickler lets them make the file `mark`)."
     touch = f"{sys.executable} -c \"open({mark!r}, 'w')\""
@@ -147,6 +168,11 @@ def hostile(mark):
     yield "a tuple so wide that its hash takes for ever", b"})" + b"2\x86" * 34 + b"Ns", False
     yield "an id so wide that its hash takes for ever", b")" + b"2\x86" * 34 + b"Q", False
     yield "an array of many gigabytes", name("numpy", "ndarray") + b"(\x8a\x05" + (3 * 10**9).to_bytes(5, "little") + b"t\x81", True
+    for what, pickled in later(mark): yield what, pickled, False
+    yield "attributes that are set one by one, as properties are", name("sifar.dataloaders", "ReadLabel") + b")\x81N" + value({"data": 1}) + b"\x86b", True
+    yield "something that is appended to", made("fastai.learner", "AvgMetric", extend=toucher(mark)) + b"(" + value(1) + b"e", False
+    yield "something whose items are set", learner + b")\x81" + value("k") + value(1) + b"s", False
+    yield "hooks of a tensor", call(name("torch._utils", "_rebuild_parameter"), b"N", b"\x88", b"}" + value(1) + toucher(mark) + b"s"), False
     yield "a file that is removed", call(name("os", "remove"), value(mark)), False
 
 
@@ -176,6 +202,17 @@ def test_nothing_in_a_hostile_file_runs(what, tmp_path):
         with pytest.raises(UserError) as e: load_learner(archive(tmp_path / "learner.pkl", pickled))
     finally: copyreg.remove_extension("os", "system", 0x77)
     assert not mark.exists() and str(tmp_path / "learner.pkl") in e.value.text and "\n" not in e.value.text
+
+
+@pytest.mark.parametrize("what", [o for o, _ in later("x")])
+def test_without_the_list_such_a_learner_runs_what_it_brings(what, tmp_path):
+    class Unchecked(SafeUnpickler):
+        def allow(self, kind, name): pass
+    mark = tmp_path / "ran"
+    file = archive(tmp_path / "learner.pkl", dict(later(str(mark)))[what])
+    try: load_learner(file, unpickler=Unchecked).model(torch.zeros(1))
+    except (UserError, TypeError, AttributeError): pass         # after it has run
+    assert mark.exists()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -237,7 +274,7 @@ def test_what_is_no_learner_is_refused(tmp_path):
     assert "learner.pkl" in refusal(archive(tmp_path / "learner.pkl", b"}"))
     assert "learner.pkl" in refusal(archive(tmp_path / "learner.pkl", value([1, 2])))
     assert "holds no learner" in refusal(archive(tmp_path / "learner.pkl", b"N", **{"constants.pkl": b"N."}))
-    assert "not safe to load: it holds no learner" in refusal(archive(tmp_path / "learner.pkl", name("fastai.learner", "Learner") + b")\x81}X\x03\x00\x00\x00dlsNsb"))
+    assert "not safe to load: it holds no learner" in refusal(archive(tmp_path / "learner.pkl", made("fastai.learner", "Learner", dls=b"N")))
     assert "is missing" in refusal(tmp_path / "nothing.pkl")
 
 
