@@ -5,23 +5,26 @@ import argparse
 import json
 import statistics
 from dataclasses import asdict
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from .config import FREE_ON_RESUME, read_settings
+from .config import FREE_ON_RESUME, TrainConfig, read_config
 from .errors import UserError, one_line_errors
 from .files import write_file
-from .report import read_history
+from .report import attempt, read_history, read_metrics
 from .terminal import log, log_to_screen, quiet_imports
 
-ASIDE = {*FREE_ON_RESUME, "name", "precision"} - {"preset"}         # settings that make no difference worth a column
+ASIDE = {*FREE_ON_RESUME, "name"} - {"preset"}         # settings that make no difference worth a column
 
 
 def read_run(path):
-    "Settings, history and metrics of a run folder, None for metrics that are not there yet. Errors: UserError."
-    cfg, history, metrics = asdict(read_settings(path)), read_history(path), Path(path) / "metrics.json"
-    try: return {"path": Path(path), "settings": {k: v for k, v in cfg.items() if k not in ASIDE}, "history": history, "metrics": json.loads(metrics.read_text()) if metrics.exists() else None}
-    except ValueError as e: raise UserError(f"{metrics} is damaged ({e}): write it anew by python -m sifar.report {path}") from e
+    "Settings, history and metrics of a run folder; what cannot be read of the last two is said, and left out. Errors: UserError."
+    settings = read_config(path, lambda about: {**asdict(TrainConfig()), **about["settings"]})
+    notes = list[str]()
+    history, metrics = attempt(notes, partial(read_history, path)) or [], attempt(notes, partial(read_metrics, path))
+    if not history and not metrics: raise UserError(f"{path} has nothing to compare yet.")
+    return {"path": Path(path), "settings": {k: Path(v).name if k == "dataset" else v for k, v in settings.items() if k not in ASIDE}, "history": history, "metrics": metrics}
 
 
 def differing(runs):
@@ -31,42 +34,54 @@ def differing(runs):
 
 def result(run):
     "Best valid and test top-1 in percent and minutes, as text."
-    valid = [o["top1"] for o in run["history"] if o["top1"] is not None]
-    test = (run["metrics"] or {}).get("test")
-    minutes = sum(o["seconds"] for o in run["history"]) / 60
-    return f"{100 * max(valid):.2f}" if valid else "-", f"{100 * test['top1']:.2f}" if test else "-" if run["metrics"] else "unfinished", f"{minutes:.1f}"
+    metrics = run["metrics"] or {"valid": None, "test": None, "seconds": sum(o["seconds"] for o in run["history"])}
+    valid = [o["top1"] for o in (*run["history"], metrics["valid"] or {"top1": None}) if o["top1"] is not None]
+    test = f"{100 * metrics['test']['top1']:.2f}" if metrics["test"] else "-" if run["metrics"] else "unfinished"
+    return f"{100 * max(valid):.2f}" if valid else "-", test, f"{metrics['seconds'] / 60:.1f}"
 
 
 def table(runs):
     "The lines of a table of `runs`."
     names = differing(runs)
     rows = [("run", *names, "valid, %", "test, %", "minutes")]
-    rows += [(o["path"].name, *(str(o["settings"][k]) for k in names), *result(o)) for o in runs]
+    rows += [(label(o, runs), *(str(o["settings"][k]) for k in names), *result(o)) for o in runs]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows]
 
 
 def means(runs):
-    "A line for each group of finished `runs` that differ in seed alone: mean and standard deviation of test top-1."
+    "A line for each group of finished `runs` that differ in seed alone: mean and standard deviation of test top-1, or where there is no test set of valid."
     def rest(run): return json.dumps({k: v for k, v in run["settings"].items() if k != "seed"})
     lines = []
-    for _, found in groupby(sorted((o for o in runs if o["metrics"] and o["metrics"]["test"]), key=rest), key=rest):
-        group = list(found)
-        if len({o["settings"]["seed"] for o in group}) < 2: continue
-        top1 = [100 * o["metrics"]["test"]["top1"] for o in group]
-        seeds = ", ".join(str(o["settings"]["seed"]) for o in group)
-        lines.append(f"{group[0]['settings']['arch']} on {Path(group[0]['settings']['dataset']).name}: test top-1 {statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} % (n = {len(top1)}, seeds {seeds})")
+    for _, found in groupby(sorted((o for o in runs if o["metrics"]), key=rest), key=rest):
+        group = {o["settings"]["seed"]: o for o in found}           # a copy of a run says nothing more
+        split = "test" if all(o["metrics"]["test"] for o in group.values()) else "valid"
+        if len(group) < 2 or not all(o["metrics"][split] for o in group.values()): continue
+        top1 = [100 * o["metrics"][split]["top1"] for o in group.values()]
+        seeds = ", ".join(map(str, group))
+        about = next(iter(group.values()))["settings"]
+        lines.append(f"{about['arch']} on {about['dataset']}: {split} top-1 {statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} % (n = {len(top1)}, seeds {seeds})")
     return lines
+
+
+def label(run, runs):
+    "The name of a run among `runs`, with as many of its folders as tell it apart."
+    parts = run["path"].resolve().parts
+    for n in range(1, len(parts)):
+        if [o["path"].resolve().parts[-n:] for o in runs].count(parts[-n:]) == 1: break
+    return "/".join(parts[-n:])
 
 
 def write_curves(runs, path):
     "A PNG of the curves of `runs`: valid top-1, or where none has it the training loss."
     from .plots import curves
     valid = any(o["top1"] is not None for run in runs for o in run["history"])
-    key, scale, title, label = ("top1", 100, "Accuracy on valid", "top-1, %") if valid else ("train_loss", 1, "Loss in training, label-smoothed", "loss")
-    lines = {run["path"].name: ([o["epoch"] for o in run["history"]], [None if o[key] is None else scale * o[key] for o in run["history"]]) for run in runs}
+    key, scale, title, unit = ("top1", 100, "Accuracy on valid", "top-1, %") if valid else ("train_loss", 1, "Loss in training, label-smoothed", "loss")
+    for run in runs:
+        if all(o[key] is None for o in run["history"]): log.info("%s has no %s: it is not among the curves", label(run, runs), title.lower())
+    lines = {label(run, runs): ([o["epoch"] for o in run["history"]], [None if o[key] is None else scale * o[key] for o in run["history"]]) for run in runs}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, curves(lines, title, "epoch", label))
+    write_file(path, curves(lines, title, "epoch", unit))
 
 
 def main(args=None):

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastai.callback.schedule import SuggestionMethod
 from fastai.callback.training import ShortEpochCallback
 from fastai.learner import Callback
+from fastai.torch_core import TensorImage
 from torch.profiler import ProfilerActivity
 
-from .callbacks import EMA, SeedEpochs, StopOnNaN
-from .errors import UserError
+from .callbacks import EMA, GrowImages, Mix, SeedEpochs, StopOnNaN
+from .errors import UserError, out_of_memory
 from .files import write_file
 from .learner import get_learner
 from .terminal import log
@@ -30,7 +32,9 @@ def find_lr(cfg, dls):
         learn.add_cb(SeedEpochs(cfg.seed))
         try:
             with learn.no_bar(): found = learn.lr_find(suggest_funcs=[getattr(SuggestionMethod, o.title()) for o in SUGGESTIONS], show_plot=False)
-        except (ValueError, IndexError, RuntimeError) as e: raise UserError(f"lr_find has no suggestion, as the loss broke off at once ({e}): try --precision fp32 or a larger --bs.") from e
+        except (ValueError, IndexError, RuntimeError) as e:
+            if out_of_memory(e): raise
+            raise UserError(f"lr_find has no suggestion, as the loss broke off at once ({e}): try --precision fp32 or a larger --bs.") from e
     return {k: float(v) for k, v in zip(SUGGESTIONS, found)}, [float(o) for o in learn.recorder.lrs], [float(o) for o in learn.recorder.losses]
 
 
@@ -40,11 +44,12 @@ def write_lr_find(cfg, dls, folder):
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     write_file(folder / "lr_find.csv", "lr,loss\n" + "".join(f"{a:.6g},{b:.6g}\n" for a, b in zip(lrs, losses)))
     from .plots import COLOURS, figure
-    top = np.nanquantile(losses, 0.8) * 1.3
-    with figure(title=f"lr_find: {cfg.arch} on {Path(cfg.dataset).name}, {cfg.opt}", xlabel="learning rate", ylabel="loss, smoothed", xscale="log", ylim=(None, top)) as (ax, png):
+    low, start = np.nanmin(losses), np.nanmedian(losses[:10])       # what comes after the minimum rises out of the picture
+    room = max(start - low, 0.01 * start)
+    with figure(title=f"lr_find: {cfg.arch} on {Path(cfg.dataset).name}, {cfg.opt}", xlabel="learning rate", ylabel="loss, smoothed", xscale="log", ylim=(low - 0.1 * room, start + 0.3 * room)) as (ax, png):
         ax.plot(lrs, losses, color=COLOURS[-1])
-        for (name, lr), colour, marker in zip(found.items(), COLOURS, "osD^"):
-            ax.plot(lr, losses[int(np.argmin(np.abs(np.log(lrs) - np.log(lr))))], marker, color=colour, label=f"{name} {lr:.2g}")
+        for (name, lr), colour, marker, size in zip(found.items(), COLOURS, "osD^", (14, 11, 8, 5)):       # in one another where they coincide
+            ax.plot(lr, losses[int(np.argmin(np.abs(np.log(lrs) - np.log(lr))))], marker, color=colour, markersize=size, label=f"{name} {lr:.2g}")
         ax.legend()
     write_file(folder / "plots" / "lr_find.png", png[0])
     return found
@@ -57,24 +62,39 @@ def auto_lr(cfg, dls, folder):
     return lr
 
 
-def write_batches(dls, folder):
-    "Sheets of what the model sees in training: plots/batch.png, 32 images, and plots/one_image.png, the first of them 16 times."
+def write_batches(cfg, dls, folder):
+    "Sheets of what the model sees in the first epoch: plots/batch.png, 32 images, and plots/one_image.png, the first of them 16 times."
     from .plots import sheet
+    learn = get_learner(dls, cfg)
     n = len(dls.train.dataset)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
-    for name, idxs, title in (("batch", range(0, n, max(1, n // 32))[:32], "Training images as the model sees them"),
+    for name, idxs, title in (("batch", np.linspace(0, n - 1, min(n - n % 2, 32)).astype(int).tolist(), "Training images as the model sees them"),
                               ("one_image", [0] * 16, "One training image, augmented 16 times")):
-        images, labels = shown(dls.train, idxs)
+        images, labels = shown(dls.train, idxs, learn, cfg.epochs)
         write_file(folder / "plots" / f"{name}.png", sheet(images, labels, title))
 
 
-def shown(dl, idxs):
-    "The training images number `idxs` of `dl`, augmented, as uint8, and their labels."
-    data = dl.dataset.tls[0].tfms[0].data
+def shown(dl, idxs, learn, n_epoch=1):
+    "The training images number `idxs` of `dl` as `learn` sees them in the first of `n_epoch` epochs, as uint8, and their labels; where some are mixed, all are."
     dl.before_iter()
-    x, y = dl.after_batch(dl.read([dl.items[i] for i in idxs]))
-    x = dl.after_batch.decode((x, y))[0]
-    return np.clip(x.cpu().permute(0, 2, 3, 1).numpy().round(), 0, 255).astype(np.uint8), [data.vocab[int(i)] for i in y]
+    learn.xb, learn.yb = ([o] for o in dl.after_batch(dl.read([dl.items[i] for i in idxs])))
+    learn.training, learn.epoch, learn.n_epoch = True, 0, n_epoch
+    shares = F.one_hot(learn.yb[0].as_subclass(torch.Tensor), learn.dls.c).float()
+    cbs = [o for o in learn.cbs.sorted("order") if isinstance(o, (GrowImages, Mix))]
+    for o in cbs:
+        if isinstance(o, Mix): o.prob = 1.0
+    for event in ("before_fit", "before_epoch", "before_batch"):
+        for o in cbs: o(event)
+    if hasattr(learn, "mix"): shares = (learn.mix.targ - learn.mix.targ.min()) / (1 - learn.mix.smoothed.eps)
+    x = dl.after_batch.decode((TensorImage(learn.xb[0]), learn.yb[0]))[0]
+    return np.clip(x.cpu().permute(0, 2, 3, 1).numpy().round(), 0, 255).astype(np.uint8), [mixed_label(o, learn.dls.vocab) for o in shares]
+
+
+def mixed_label(shares, vocab):
+    "The class, or two of them with their shares."
+    from .plots import short
+    parts = [(p, short(vocab[i])) for p, i in zip(*(o.tolist() for o in shares.topk(2))) if p > 0.005]
+    return parts[0][1] if len(parts) == 1 else "\n".join(f"{100 * p:.0f} % {o}" for p, o in parts)
 
 
 class Phases(Callback):
@@ -124,7 +144,7 @@ def profile(cfg, dls, steps=8):
 def explore(cfg, dls, folder):
     "Do what `cfg` asks for of --show-batch, --lr-find and --profile; pictures go into `folder`. Returns the suggestions of lr_find, or None."
     if cfg.show_batch:
-        write_batches(dls, folder)
+        write_batches(cfg, dls, folder)
         log.info("%s and one_image.png show what the model sees in training", folder / "plots" / "batch.png")
     if cfg.profile:
         for line in profile(cfg, dls): log.info("%s", line)

@@ -100,29 +100,37 @@ def tensorboard_callback(folder):
 
 def resume(learn, cbs):
     "Put `learn` and `cbs` back to where models/last.pth was written; returns the number of epochs done. Errors: UserError."
-    with last_state(learn) as (path, state):
-        if state["data"] != fingerprint(learn.dls.data): raise UserError(f"{learn.path} was trained on other data: its classes or numbers of images differ.")
+    with last_state(learn.path) as (path, state):
+        now = fingerprint(learn.dls.data)
+        if any(now[k] != v for k, v in state["data"].items()): raise UserError(f"{learn.path} was trained on other data: its classes, numbers of images or pixels differ.")
+        if state["epoch"] != len(state["history"]) or any(set(o) != set(RunLog.columns) for o in state["history"]): raise ValueError("epochs and history differ")
         learn.model.load_state_dict(state["model"])
         learn.create_opt()
         learn.opt.load_state_dict(state["opt"])
-    for cb in cbs:
-        if isinstance(cb, RunLog): cb.history = state["history"]
-        if isinstance(cb, SaveBest):
-            cb.best = state["best"]
-            if state["epoch"] and not path.with_name("best.pth").exists(): raise UserError(f"{path.with_name('best.pth')} is missing: this run cannot be resumed, start a new one.")
-    if hasattr(learn, "ema"): learn.ema.state = state["ema"]
-    if hasattr(learn, "precision"): learn.precision.scaler_state = state.get("scaler", {})
-    return state["epoch"]
+        for cb in cbs:
+            if isinstance(cb, RunLog): cb.history = state["history"]
+            if isinstance(cb, SaveBest):
+                cb.best = float(state["best"])
+                check_best(path, state)
+        if hasattr(learn, "ema"): learn.ema.state = state["ema"]
+        if hasattr(learn, "precision"): learn.precision.scaler_state = state.get("scaler", {})
+        return state["epoch"]
 
 
 @contextmanager
-def last_state(learn):
+def last_state(run):
     "The path of models/last.pth and what it holds; whatever cannot be read or used of it is a UserError."
-    path = learn.path / learn.model_dir / "last.pth"
+    path = Path(run) / "models" / "last.pth"
     try: yield path, torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as e: raise UserError(f"{path} is missing: this run cannot be resumed, start a new one.") from e
+    except FileNotFoundError as e: raise UserError(f"{path} is missing: this run cannot go on, start a new one.") from e
     except UserError: raise
-    except Exception as e: raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]}): this run cannot be resumed.") from e
+    except Exception as e: raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]}): this run cannot go on, start a new one.") from e
+
+
+def check_best(path, state):
+    "Refuse a run whose last.pth, at `path`, says that weights were chosen on valid, where these are not there."
+    best = path.with_name("best.pth")
+    if state["epoch"] and state["best"] is not None and not best.exists(): raise UserError(f"{best} is missing: the weights that were chosen on valid are lost.")
 
 
 def load_safetensors(model, path):
@@ -131,15 +139,17 @@ def load_safetensors(model, path):
     except Exception as e: raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]}).") from e
 
 
-def load_run(run, images=True):
+def load_run(run, images=True, last=False):
     """The Learner of a finished run folder, or of an archived one, with the weights that its metrics.json speaks of, and its data. Errors: UserError.
 
-    images: without them, noise stands in for the data set, which then need not be there."""
+    images: without them, noise stands in for the data set, which then need not be there. last: the last weights, also where others were chosen."""
     cfg, models = read_settings(run), Path(run) / "models"
     dls = get_dls(cfg) if images else stand_in_dls(cfg, read_config(run, lambda about: about["data"]))
     learn = get_learner(dls, cfg, path=run)
-    if (models / "best.pth").exists(): load_weights(learn, "best")
+    if not last and (models / "best.pth").exists(): load_weights(learn, "best")
     elif not models.exists() and (weights := Path(run) / "model.safetensors").exists(): load_safetensors(learn.model, weights)
     else:
-        with last_state(learn) as (_, state): learn.model.load_state_dict(state.get("ema", state)["model"])
+        with last_state(run) as (path, state):
+            if not last: check_best(path, state)
+            learn.model.load_state_dict(state.get("ema", state)["model"])
     return learn

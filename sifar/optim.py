@@ -66,9 +66,14 @@ def split_filters(model):
     return [[p for p in weights if is_filter(p)], [p for p in weights if not is_filter(p)], vectors]
 
 
+def lr_and_wd(cfg):
+    "Peak learning rate and weight decay that `cfg` asks for, else those of its optimizer."
+    return [default if o in (None, "auto") else o for o, default in zip((cfg.lr, cfg.wd), DEFAULTS[cfg.opt])]
+
+
 def get_opt(cfg, dtype):
     "How a Learner optimizes as `cfg` says: its opt_func, splitter, lr and wd. Muon's matrix products are in `dtype`."
-    lr, wd = (default if o in (None, "auto") else o for o, default in zip((cfg.lr, cfg.wd), DEFAULTS[cfg.opt]))
+    lr, wd = lr_and_wd(cfg)
     norms_wd = 0.0 if cfg.no_wd_norm else wd
     if cfg.opt == "muon": opt, splitter, wd = {"opt": Muon, "dtype": dtype}, split_filters, [0.0, wd, norms_wd]
     else:

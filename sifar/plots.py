@@ -30,13 +30,20 @@ def to_png(fig):
     return buffer.getvalue()
 
 
+def short(name, most=20):
+    "A class name that is cut where it would cover its neighbours."
+    return name if len(name) <= most else f"{name[:most - 1]}…"
+
+
 def curves(lines, title, xlabel, ylabel, **axis):
     "A PNG of `lines`, {name: (x, y)}; points whose y is None are left out."
     with figure(title=title, xlabel=xlabel, ylabel=ylabel, **axis) as (ax, png):
         for i, (name, (x, y)) in enumerate(lines.items()):
             points = [(a, b) for a, b in zip(x, y) if b is not None]
             if points: ax.plot(*zip(*points), DASHES[i // len(COLOURS) % len(DASHES)], color=COLOURS[i % len(COLOURS)], label=name, marker="." if len(points) < 30 else None)
-        if xlabel == "epoch": ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if xlabel == "epoch":
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.set_xlim(left=0)
         if len(lines) > 1 and ax.lines: ax.legend(fontsize="small")
     return png[0]
 
@@ -45,14 +52,15 @@ def bars(names, shares, title, xlabel):
     "A PNG of one horizontal bar for each of `names`, the largest on top; `shares` are in 0..1."
     order = np.argsort(shares, kind="stable")
     with figure(height=1 + 0.17 * len(names), title=title, xlabel=xlabel, xlim=(0, 100)) as (ax, png):
-        ax.barh([names[i] for i in order], 100 * np.asarray(shares)[order], color=COLOURS[0])
-        ax.tick_params(axis="y", labelsize=7)
+        ax.barh(range(len(names)), 100 * np.asarray(shares)[order], color=COLOURS[0])
+        ax.set_yticks(range(len(names)), [short(names[i]) for i in order], fontsize=7)
         ax.margins(y=0.5 / max(len(names), 1))
     return png[0]
 
 
 def matrix(counts, names, title):
     "A PNG of a confusion matrix as shares of its rows, in percent."
+    names = [short(o) for o in names]
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 2.5 + 0.32 * len(names)
     with figure(side + 0.8, side, title=title, xlabel="predicted", ylabel="true") as (ax, png):

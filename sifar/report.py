@@ -6,8 +6,8 @@ import base64
 import csv
 import io
 import json
-from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -58,50 +58,47 @@ def evaluate(learn):
     return {name: Predictions(learn, i) for i, name in ((1, "valid"), (2, "test")) if len(learn.dls[i])}
 
 
-def write_report(learn, cfg, history):
+def write_report(learn, cfg, history, notes=(), chosen=True):
     """Evaluate `learn`, the weights that count; write metrics.json and report.html into its folder and say what came out.
 
-    A run that is not finished gets no metrics.json, by which others know that it is."""
+    notes: what is wrong with the run, such as that it is not finished: such a one gets no metrics.json. chosen: not just the last weights."""
     found = evaluate(learn)
-    metrics = get_metrics(learn, cfg, history, found)
-    if len(history) == cfg.epochs: write_file(learn.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    metrics = get_metrics(learn, cfg, history, found, chosen)
+    if not notes: write_file(learn.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     for split in ("valid", "test"):
         if o := metrics[split]: log.info("%-5s  top-1 %.2f %%  top-5 %.2f %%  loss %.4f", split, 100 * o["top1"], 100 * o["top5"], o["loss"])
         else: log.info("%-5s  no images, so no figures", split)
     log.info("%d epochs in %s, %.0f images/s; all of it is in %s", metrics["epochs"], timedelta(seconds=round(metrics["seconds"])),
              metrics["images_per_second"], learn.path)
-    write_file(learn.path / "report.html", page(learn, cfg, history, found, metrics))
+    write_file(learn.path / "report.html", page(learn.path, cfg, history, notes, metrics, learn.dls.data, found))
     return metrics
 
 
-def get_metrics(learn, cfg, history, found):
-    "The dictionary of metrics.json. The valid figures are those of the epoch that was chosen on them."
-    valid = [o for o in history if o["top1"] is not None]
-    best = max(valid, key=lambda o: o["top1"]) if valid else None
+def get_metrics(learn, cfg, history, found, chosen):
+    "The dictionary of metrics.json."
+    valid = [o for o in history if chosen and o["top1"] is not None]
     return {
-        "dataset": cfg.dataset, "arch": cfg.arch, "classes": learn.dls.c, "parameters": sum(o.numel() for o in learn.model.parameters()),
-        "valid": {"loss": best["valid_loss"], "top1": best["top1"], "top5": best["top5"]} if best else None,
-        "test": found["test"].metrics() if "test" in found else None,
-        "best_epoch": best["epoch"] if best else None, "epochs": len(history), "seed": cfg.seed,
+        "dataset": Path(cfg.dataset).name, "arch": cfg.arch, "classes": learn.dls.c, "parameters": sum(o.numel() for o in learn.model.parameters()),
+        **{o: found[o].metrics() if o in found else None for o in ("valid", "test")},
+        "best_epoch": max(valid, key=lambda o: o["top1"])["epoch"] if valid else None, "epochs": len(history), "seed": cfg.seed,
         "seconds": round(sum(o["seconds"] for o in history), 1),
-        "images_per_second": round(sum(o["images_per_second"] for o in history) / len(history), 1),
+        "images_per_second": round(sum(o["images_per_second"] for o in history) / max(len(history), 1), 1),
         "images": {o: len(getattr(learn.dls.data, o)) for o in ("train", "valid", "test")},
     }
 
 
 # ---- the page ----
 
-def page(learn, cfg, history, found, metrics):
-    "The text of report.html, with all its pictures in it."
-    about = read_config(learn.path, dict)
+def page(run, cfg, history, notes=(), metrics=None, data=None, found=None):
+    "The text of report.html, with all its pictures in it; without metrics, data and Predictions just what the history says."
     title = f"{cfg.arch} on {Path(cfg.dataset).name}"
-    split = "test" if "test" in found else "valid" if "valid" in found else None
-    parts = [summary(metrics), training(history)]
-    if split:
-        data, o = learn.dls.data, found[split]
+    parts = [*(f"<p><strong>{escape(o)}</strong></p>" for o in notes), *([summary(metrics)] if metrics else []), *([training(history)] if history else [])]
+    if found:
+        split = "test" if "test" in found else "valid"
+        o = found[split]
         parts += [calibration(found, split), classes(data, o, split), confusion(data, o, split), hardest(data, o, split)]
-    else: parts.append("<p class=note>Neither validation nor test images: nothing more can be said of the model.</p>")
-    parts.append(settings(cfg, about))
+    elif metrics: parts.append("<p class=note>Neither validation nor test images: nothing more can be said of the model.</p>")
+    parts.append(settings(read_config(run, dict)))
     return PAGE.format(title=escape(title), body="\n".join(parts))
 
 
@@ -116,9 +113,9 @@ def table(rows, header=()):
 
 def summary(metrics):
     rows = [(name, 100 * o["top1"], 100 * o["top5"], o["loss"], metrics["images"][name]) for name in ("test", "valid") if (o := metrics[name])]
-    chosen = f"Epoch {metrics['best_epoch']} was chosen on valid" if metrics["best_epoch"] else "Nothing was chosen: the last epoch counts"
+    chosen = f"Epoch {metrics['best_epoch']} was chosen on valid" if metrics["best_epoch"] else "These are the weights of the last epoch"
     return (table(rows, ("", "top-1, %", "top-5, %", "loss, label-smoothed", "images")) +
-            f"<p>{chosen}; {metrics['parameters']:,} parameters, {metrics['epochs']} epochs in {timedelta(seconds=round(metrics['seconds']))}, "
+            f"<p>{chosen}; {metrics['parameters']:,} parameters, {metrics['epochs']} epoch{'' if metrics['epochs'] == 1 else 's'} in {timedelta(seconds=round(metrics['seconds']))}, "
             f"{metrics['images_per_second']:.0f} images/s, seed {metrics['seed']}.</p>")
 
 
@@ -129,7 +126,7 @@ def training(history):
     return "\n".join(("<h2>Training</h2><div class=two>", *map(picture, (
         curves({"train": column("train_loss"), "valid": column("valid_loss")}, "Loss, label-smoothed", "epoch", "loss"),
         *([curves({"top-1": column("top1", 100), "top-5": column("top5", 100)}, "Accuracy on valid", "epoch", "%")] if history[0]["top1"] is not None else []),
-        curves({"lr": column("lr")}, "Learning rate at the end of each epoch; momentum stays as it is", "epoch", "lr", ylim=(0, None)),
+        curves({"lr": column("lr")}, "Learning rate at the end of each epoch; momentum stays at 0.9", "epoch", "lr", ylim=(0, None)),
         curves({"seconds": column("seconds")}, "Time of each epoch, with its validation", "epoch", "seconds", ylim=(0, None)))), "</div>"))
 
 
@@ -138,7 +135,8 @@ def calibration(found, split):
     from .plots import curves
     o = found[split]
     versions, text = {"as it is": o.probs}, "There is no validation set to fit a temperature on."
-    if "valid" in found:
+    if "valid" in found and (found["valid"].preds == found["valid"].targs).all(): text = "Not one image of valid is mistaken: there is no temperature to fit."
+    elif "valid" in found:
         t = fit_temperature(found["valid"].probs, found["valid"].targs)
         versions[f"at temperature {t:.2f}"] = with_temperature(o.probs, t)
         text = f"A temperature of {t:.2f}, fitted on valid, divides the logits" + ("." if split != "valid" else ", and is shown on the images that it was fitted on.")
@@ -146,7 +144,7 @@ def calibration(found, split):
     for name, probs in versions.items():
         confidence, accuracy, _ = reliability(probs, o.targs)
         lines[f"{name}: ECE {100 * calibration_error(probs, o.targs):.2f} %"] = 100 * confidence, 100 * accuracy
-    return "<h2>Calibration</h2><p>Whether a confidence of 80 % is right 80 times in 100. " + text + "</p>" + picture(curves(lines, f"Reliability on {split}", "confidence, %", "right, %", xlim=(0, 100), ylim=(0, 100)))
+    return "<h2>Calibration</h2><p>Whether a confidence of 80 % is right 80 times in 100. " + text + "</p>" + picture(curves(lines, f"Reliability on {split}", "confidence, %", "right, %", xlim=(0, 102), ylim=(0, 102)))
 
 
 def superclasses(data):
@@ -162,7 +160,7 @@ def classes(data, o, split):
     parts = ["<h2>Classes</h2>"]
     if data.superclasses:
         names, of = superclasses(data)
-        parts.append(picture(bars(names, [right[of[o.targs] == s].mean() for s in range(len(names))], f"Superclasses, accuracy on {split}", "right, %")))
+        parts.append(picture(bars(names, [(of[o.preds] == s)[of[o.targs] == s].mean() for s in range(len(names))], f"Superclasses, accuracy on {split}", "right, %")))
     parts.append(picture(bars([data.vocab[c] for c in present], [right[o.targs == c].mean() for c in present], f"Classes, accuracy on {split}", "right, %")))
     return "\n".join(parts)
 
@@ -198,15 +196,15 @@ def thumbnail(image):
 
 
 def hardest(data, o, split, n=24):
-    from .plots import sheet
-    worst = np.argsort(-o.losses, kind="stable")[:n]
-    labels = [f"{data.vocab[o.targs[i]]}\nas {data.vocab[o.preds[i]]}, {100 * o.probs[i].max():.0f} %" for i in worst]
-    return f"<h2>Top losses</h2><p>The images of {split} that the model is most wrong about: what they are, and what they were taken for.</p>" + picture(sheet(data.images[o.rows[worst]], labels, columns=6))
+    from .plots import sheet, short
+    worst = np.argsort(o.probs[np.arange(len(o.targs)), o.targs], kind="stable")[:n]
+    labels = [f"{short(data.vocab[o.targs[i]])}\n{'right' if o.preds[i] == o.targs[i] else 'as ' + short(data.vocab[o.preds[i]], 17)}\n{100 * o.probs[i].max():.0f} %" for i in worst]
+    return f"<h2>Top losses</h2><p>The images of {split} whose own class the model finds least likely: what they are, and what they were taken for.</p>" + picture(sheet(data.images[o.rows[worst]], labels, columns=6))
 
 
-def settings(cfg, about):
+def settings(about):
     from .share import without_folders
-    own = {**asdict(cfg), "data": Path(cfg.data).name, "runs": Path(cfg.runs).name, "dataset": Path(cfg.dataset).name}
+    own = {k: Path(v).name if k in ("data", "runs", "dataset") else v for k, v in about["settings"].items()}
     return "\n".join(("<h2>Settings</h2>", *(f"<p><code>{escape(without_folders(o))}</code></p>" for o in about.get("commands", [])),
                       table([(k, str(v)) for k, v in own.items() if v is not None and k not in ("resume", "dry_run")]), "<h2>Versions</h2>",
                       table([(k, str(v)) for k, v in {**about.get("versions", {}), "device": about.get("device"), "git commit": about.get("git_commit")}.items()])))
@@ -217,10 +215,37 @@ def read_history(run):
     path = Path(run) / "history.csv"
     try:
         with path.open() as f: rows: list[dict] = [{k: None if v == "" else float(v) for k, v in o.items()} for o in csv.DictReader(f)]
-        for o in rows: o["epoch"] = int(o["epoch"])
-    except (OSError, ValueError, TypeError, KeyError) as e: raise UserError(f"{path} cannot be read ({e}): without it there is no report.") from e
+        for o in rows: o.update(epoch=int(o["epoch"]), **{k: float(o[k]) for k in ("train_loss", "lr", "seconds", "images_per_second")}, **{k: o[k] for k in ("valid_loss", "top1", "top5")})
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as e: raise UserError(f"{path} cannot be read ({e}).") from e
     if not rows: raise UserError(f"{path} has no epoch yet: train first.")
     return rows
+
+
+def saved_history(run):
+    "The history in models/last.pth. Errors: UserError."
+    from .learner import last_state
+    with last_state(run) as (_, state): return state["history"]
+
+
+def read_metrics(run):
+    "The dictionary of metrics.json, None where there is none yet. Errors: UserError."
+    path = Path(run) / "metrics.json"
+    try:
+        metrics = json.loads(path.read_text())
+        for o in (metrics["valid"], metrics["test"]): float(o["top1"]) if o else None
+        float(metrics["seconds"])
+        return metrics
+    except FileNotFoundError: return None
+    except (OSError, ValueError, TypeError, KeyError) as e: raise UserError(f"{path} is damaged ({e}): write it anew by python -m sifar.report {run}") from e
+
+
+def attempt(notes, *fs):
+    "What the first of `fs` gives that raises no UserError, else None; what the ones before it complain of is logged and goes into `notes`."
+    for f in fs:
+        try: return f()
+        except UserError as e:
+            log.info("%s", e.text)
+            notes.append(e.text)
 
 
 def main(args=None):
@@ -232,9 +257,15 @@ def main(args=None):
         log_to_screen()
         run = parser.parse_args(args).run or newest_run()
         from .learner import load_run
-        cfg, history = read_settings(run), read_history(run)
-        if len(history) < cfg.epochs: log.info("The run is not finished: %d of %d epochs. This is what there is.", len(history), cfg.epochs)
-        write_report(load_run(run), cfg, history)
+        cfg, notes = read_settings(run), list[str]()
+        history = attempt(notes, *([partial(saved_history, run)] if (run / "models").exists() else []), partial(read_history, run)) or []
+        if len(history) < cfg.epochs:
+            notes.append(f"The run is not finished: {len(history)} of {cfg.epochs} epochs. This is what there is.")
+            log.info("%s", notes[-1])
+        learn = attempt(notes, partial(load_run, run))
+        chosen, learn = bool(learn), learn or attempt(notes, partial(load_run, run, last=True))
+        if learn: write_report(learn, cfg, history, notes, chosen)
+        else: write_file(run / "report.html", page(run, cfg, history, notes))
         log.info("The report is %s", run / "report.html")
 
 

@@ -50,11 +50,36 @@ def test_what_is_unfinished_or_damaged_does_not_hide_the_rest(runs, tmp_path, ca
     (tmp_path / "runs").mkdir()
     shutil.copytree(runs, tmp_path / "runs" / "digits")
     (tmp_path / "runs" / "digits" / "pair-5" / "metrics.json").unlink()
-    (tmp_path / "runs" / "digits" / "pair-6" / "history.csv").write_text("")
+    (tmp_path / "runs" / "digits" / "pair-6" / "history.csv").write_text("epoch,train_loss\n1,2\n")
+    (tmp_path / "runs" / "digits" / "short" / "config.json").write_text("[1]")
     monkeypatch.chdir(tmp_path)
     text = out(capsys)
-    assert "unfinished" in text and "Left out: " in text and "pair-6" in text.split("Left out")[1].splitlines()[0] and "short" in text
+    assert "unfinished" in text and "Left out: " in text and "short" in text.split("Left out")[1].splitlines()[0]
+    test = json.loads((tmp_path / "runs" / "digits" / "pair-6" / "metrics.json").read_text())["test"]["top1"]
+    assert "pair-6/history.csv cannot be read" in text and f"{100 * test:.2f}" in text
     assert (tmp_path / "compare.png").exists()
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"valid": {"a": 1}, "test": null, "seconds": 1}', "{"])
+def test_damaged_metrics_are_named_and_the_history_is_used(runs, tmp_path, capsys, content):
+    copy = shutil.copytree(runs / "pair-5", tmp_path / "pair-5")
+    (copy / "metrics.json").write_text(content)
+    text = out(capsys, copy, runs / "pair-6", "--plot", tmp_path / "c.png")
+    assert f"{copy / 'metrics.json'} is damaged" in text and "unfinished" in text
+
+
+def test_runs_of_one_name_are_told_apart_and_count_once(runs, tmp_path, capsys):
+    copy = shutil.copytree(runs / "pair-5", tmp_path / "copy" / "pair-5")
+    text = out(capsys, runs / "pair-5", copy, runs / "pair-6", "--plot", tmp_path / "c.png")
+    assert "digits/pair-5" in text and "copy/pair-5" in text and "(n = 2, seeds 5, 6)" in text
+
+
+def test_a_run_whose_images_are_gone_can_still_be_compared(runs, tmp_path, capsys):
+    copy = shutil.copytree(runs / "pair-5", tmp_path / "a")
+    about = json.loads((copy / "config.json").read_text())
+    about["settings"]["dataset"] = "/no/such/pets"
+    (copy / "config.json").write_text(json.dumps(about))
+    assert "pets" in out(capsys, copy, runs / "pair-6", "--plot", tmp_path / "c.png")
 
 
 def test_nothing_to_compare_is_one_line(tmp_path, capsys, monkeypatch):

@@ -64,14 +64,32 @@ def test_lr_auto_trains_with_the_valley(tmp_path):
 @pytest.mark.parametrize("augment", ["item", "batch"])
 def test_what_is_shown_is_what_the_model_sees(tmp_path, tiny_cifar, augment):
     write_cifar(tmp_path, "cifar100")
-    dls = get_dls(TrainConfig(data=str(tmp_path), augment=augment))
-    images, labels = shown(dls.train, [7] * 16)
+    cfg = TrainConfig(data=str(tmp_path), augment=augment, arch="resnet8")
+    dls = get_dls(cfg)
+    images, labels = shown(dls.train, [7] * 16, get_learner(dls, cfg))
     original, pad = dls.data.images[dls.data.train[7]].astype(int), 4
     assert images.shape == (16, 32, 32, 3) and images.dtype == np.uint8 and set(labels) == {dls.vocab[dls.data.labels[dls.data.train[7]]]}
     assert len({o.tobytes() for o in images}) == 16
     padded = np.pad(original, ((pad, pad), (pad, pad), (0, 0)), constant_values=-1)
     crops = [padded[y:y + 32, x:x + 32][:, ::step] for y in range(9) for x in range(9) for step in (1, -1)]
     for o in images: assert min(np.median(abs(o.astype(int) - c)) for c in crops) <= 1, "each is a crop of the image"
+
+
+def test_small_and_mixed_images_are_shown_as_such(tmp_path, tiny_cifar):
+    write_cifar(tmp_path, "cifar100")
+    cfg = TrainConfig(data=str(tmp_path), arch="resnet8", sizes="16,32", mixup=1.0, mix_prob=0.1)
+    dls = get_dls(cfg)
+    images, labels = shown(dls.train, list(range(8)), get_learner(dls, cfg), 2)
+    assert images.shape == (8, 16, 16, 3)
+    shares = [[float(o.split(" % ")[0]) for o in label.split("\n")] for label in labels]
+    assert all(len(o) == 2 and sum(o) == pytest.approx(100, abs=1.1) for o in shares) and labels[0] != labels[7]
+
+
+def test_the_sheet_has_every_class(image_folder, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("sifar.plots.sheet", lambda images, labels, title: seen.append(labels) or b"")
+    train.main(["--dataset", str(image_folder), "--data", str(tmp_path), "--show-batch", "--runs", str(tmp_path / "runs"), "--arch", "resnet8"])
+    assert set(seen[0]) == {"cat", "dog"} and len(seen[0]) == 32
 
 
 def test_the_sheets(tmp_path):
@@ -96,7 +114,7 @@ def test_looking_is_no_resuming(run_folder, capsys):
 
 
 def test_flags_are_taken_out_with_their_values():
-    args = ["--lr-find", "--lr", "0.1", "--epochs", "3", "--lr=4", "--arch", "resnet8", "--lr"]
+    args = ["--lr-find", "--lr_find", "--lr", "0.1", "--epochs", "3", "--lr=4", "--arch", "resnet8", "--lr"]
     assert without_flags(args, "lr_find", "lr") == ["--epochs", "3", "--arch", "resnet8"]
 
 

@@ -11,7 +11,7 @@ from conftest import write_cifar, write_images
 from PIL import Image
 
 import train
-from sifar import TrainConfig, get_dls, get_learner, report
+from sifar import TrainConfig, UserError, get_dls, get_learner, report
 from sifar.calibration import calibration_error, fit_temperature, reliability, with_temperature
 from sifar.callbacks import RunLog
 from sifar.dataloaders import make_dls
@@ -96,13 +96,33 @@ def test_an_unfinished_run_shows_what_there_is_and_stays_unfinished(finished, ca
     (finished / "metrics.json").unlink()
     report.main([str(finished)])
     assert "not finished: 8 of 20 epochs" in capsys.readouterr().out
-    assert (finished / "report.html").exists() and not (finished / "metrics.json").exists()
+    assert "not finished: 8 of 20 epochs" in (finished / "report.html").read_text() and not (finished / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("spoil, words", [
-    (lambda o: (o / "history.csv").unlink(), "history.csv cannot be read"), (lambda o: (o / "history.csv").write_text("epoch,top1\nx,y\n"), "history.csv cannot be read"),
-    (lambda o: (o / "history.csv").write_text("epoch,train_loss\n"), "has no epoch yet"), (lambda o: (o / "config.json").write_text("{"), "config.json is damaged"),
-    (lambda o: shutil.rmtree(o), "is no run folder")])
+CLASSES, LAST, CHOSEN = "<h2>Classes", "These are the weights of the last epoch", "was chosen on valid"
+
+
+@pytest.mark.parametrize("lost, shown, not_shown", [
+    (["history.csv"], [CLASSES, CHOSEN], LAST), (["last.pth"], [CLASSES, CHOSEN, "last.pth is damaged"], LAST), (["best.pth"], [CLASSES, LAST, "best.pth is damaged"], CHOSEN),
+    (["last.pth", "history.csv"], [CLASSES, "history.csv has no epoch"], "<h2>Training"), (["best.pth", "last.pth"], ["<h2>Training", "<h2>Settings"], CLASSES),
+    (["best.pth", "last.pth", "history.csv"], ["<h2>Settings", "best.pth is damaged"], "<h2>Training")])
+def test_what_is_damaged_is_named_and_the_rest_is_shown(finished, lost, shown, not_shown):
+    before = (finished / "metrics.json").read_text()
+    for o in lost: next(finished.rglob(o)).write_bytes(b"\0 nothing of ours")
+    report.main([str(finished)])
+    text = (finished / "report.html").read_text()
+    assert all(o in text for o in shown) and not_shown not in text
+    assert lost == ["history.csv"] or (finished / "metrics.json").read_text() == before
+
+
+def test_without_the_weights_that_were_chosen_others_do_not_take_their_place(finished, capsys):
+    (finished / "models" / "best.pth").unlink()
+    report.main([str(finished)])
+    assert "best.pth is missing: the weights that were chosen on valid are lost" in capsys.readouterr().out
+    with pytest.raises(UserError, match="best.pth is missing"): load_run(finished)
+
+
+@pytest.mark.parametrize("spoil, words", [(lambda o: (o / "config.json").write_text("{"), "config.json is damaged"), (lambda o: shutil.rmtree(o), "is no run folder")])
 def test_a_damaged_run_is_one_line(finished, capsys, spoil, words):
     spoil(finished)
     with pytest.raises(SystemExit) as e: report.main([str(finished)])
