@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sifar.config import parse_args, without_flags
-from sifar.errors import one_line_errors
+from sifar.errors import name_batch_size, one_line_errors
 from sifar.terminal import command, log, log_to_screen, progress, quiet_imports
 
 
@@ -38,8 +38,9 @@ def main(args=None):
         quiet_imports()
         log_to_screen()
         if cfg.dry_run: return dry_run(cfg)
-        if cfg.lr_find or cfg.show_batch or cfg.profile: return explore(cfg, sys.argv[1:] if args is None else args)
-        if cfg.seeds > 1: return train_seeds(cfg)
+        args = sys.argv[1:] if args is None else args
+        if cfg.lr_find or cfg.show_batch or cfg.profile: return explore(cfg, args)
+        if cfg.seeds > 1: return train_seeds(cfg, args)
         run = train(cfg)
         log.info("Next: %s", command("train.py", "--dataset", "cifar100") if cfg.dataset == "digits" else command("export.py", run))
 
@@ -57,16 +58,33 @@ def explore(cfg, args):
     from sifar.learner import check_machine
 
     check_machine(cfg)
-    if found := explore(cfg, get_dls(cfg), Path(cfg.runs) / Path(cfg.dataset).name / "explore"):
+    with name_batch_size(cfg.bs): found = explore(cfg, get_dls(cfg), Path(cfg.runs) / Path(cfg.dataset).name / "explore")
+    if found:
         log.info("To train with the valley: %s", command("train.py", *without_flags(args, "lr_find", "show_batch", "profile", "lr"), "--lr", f"{found['valley']:.2g}"))
 
 
-def train_seeds(cfg):
-    "Train a run for each seed, then say the mean of their results."
+def train_seeds(cfg, args):
+    "Train a run for each seed, then say the mean of their results; `args` is the command line."
     from sifar.compare import means, read_run
+    from sifar.config import read_settings
 
-    runs = [train(replace(cfg, seed=o, seeds=1, name=cfg.name and f"{cfg.name}-{o}")) for o in range(cfg.seed, cfg.seed + cfg.seeds)]
+    runs = []
+    for o in range(cfg.seed, cfg.seed + cfg.seeds):
+        try: runs.append(train(replace(cfg, seed=o, seeds=1, name=cfg.name and f"{cfg.name}-{o}")))
+        except (KeyboardInterrupt, SystemExit):
+            if o + 1 < cfg.seed + cfg.seeds:
+                log.info("Then train the other seeds, and let python -m sifar.compare say the mean:")
+                log.info("  %s", other_seeds(cfg, args, o + 1))
+            raise
+        if cfg.lr == "auto": cfg = replace(cfg, lr=read_settings(runs[0]).lr)        # one for all, so that they differ in seed alone
     for line in means([read_run(o) for o in runs]): log.info("%s", line)
+
+
+def other_seeds(cfg, args, seed):
+    "The command that trains the seeds from `seed` on."
+    left = cfg.seed + cfg.seeds - seed
+    name = ["--name", cfg.name if left > 1 else f"{cfg.name}-{seed}"] if cfg.name else []
+    return command("train.py", *without_flags(args, "seed", "seeds", "name"), "--seed", seed, *(["--seeds", left] if left > 1 else []), *name)
 
 
 if __name__ == "__main__": main()

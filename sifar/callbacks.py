@@ -17,7 +17,7 @@ from fastcore.all import L, noop
 from .cpu import small_convs
 from .errors import UserError
 from .files import write_file
-from .terminal import command, log
+from .terminal import log
 
 
 class Precision(MixedPrecision):
@@ -102,8 +102,8 @@ class StopOnSignal(Callback):
     def after_fit(self):
         for k, v in getattr(self, "old", {}).items(): signal.signal(k, v)
         if not self.signum: return
-        log.info("Stopped in epoch %d of %d, which a resumed run begins anew. Go on with:", self.epoch + 1, self.n_epoch)
-        log.info("  %s", command("train.py", "--resume", self.path))
+        done = len(self.run_log.history)
+        log.info("All epochs are done, but not their report." if done == self.n_epoch else f"Epoch {done + 1} of {self.n_epoch} is not done: a resumed run begins it anew.")
         raise SystemExit(128 + self.signum)
 
 
@@ -276,8 +276,8 @@ def save(path, state):
 
 
 def fingerprint(data):
-    "What a resumed run has to find again: the class names, and the number of images of each split."
-    return {"classes": list(data.vocab), "images": [len(o) for o in (data.train, data.valid, data.test)]}
+    "What a resumed run has to find again: the class names, the number of images of each split, and a sum of all their pixels."
+    return {"classes": list(data.vocab), "images": [len(o) for o in (data.train, data.valid, data.test)], "checksum": data.checksum}
 
 
 def load_weights(learn, name):

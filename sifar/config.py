@@ -5,11 +5,13 @@ import io
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field, fields
+import shlex
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
-from typing import Literal
+from types import UnionType
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import UserError
 
@@ -161,16 +163,32 @@ def nearest(what, name, known, also=""):
 
 def read_settings(run):
     "The TrainConfig that `run`, a run folder, was started with. Errors: UserError."
-    known = {o.name for o in fields(TrainConfig)}
-    return read_config(run, lambda about: TrainConfig(**{k: v for k, v in about["settings"].items() if k in known}))
+    hints = get_type_hints(TrainConfig)
+
+    def settings(about):
+        known = {k: v for k, v in about["settings"].items() if k in hints}
+        for k, v in known.items():
+            if not fits(v, hints[k]): raise ValueError(f"{k} is {v!r}")
+        return TrainConfig(**known)
+    return read_config(run, settings)
+
+
+def fits(value, hint):
+    "Whether `value` is of the type that `hint` names: a class, Literal or union; whole numbers are floats too."
+    if isinstance(hint, UnionType) or get_origin(hint) is Union: return any(fits(value, o) for o in get_args(hint))
+    if get_origin(hint) is Literal: return value in get_args(hint)
+    return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
 
 
 def read_config(run, f):
     "What `f` makes of the dictionary in the config.json of `run`. Errors: UserError."
     path = Path(run) / "config.json"
     if not path.is_file(): raise UserError(f"{str(run)!r} is no run folder: it has no config.json. A run folder is one such as runs/cifar100/<time>-resnet18.")
-    try: return f(json.loads(path.read_text()))
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    try:
+        about = json.loads(path.read_text())
+        for o in about.get("commands", []): shlex.split(o)
+        return f(about)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path} is damaged ({e}): the run cannot be used.") from e
 
 
@@ -201,7 +219,7 @@ def without_flags(args, *names):
     "The command line `args` without the flags of these settings and their values."
     kept, skip = [], False
     for o in args:
-        name = o.split("=")[0]
+        name = o.split("=")[0].replace("_", "-")
         known = [k for k in names if name == flag(k)]
         if known: skip = "=" not in o and not isinstance(getattr(TrainConfig, known[0]), bool)
         elif skip: skip = False
@@ -217,6 +235,7 @@ def cli(f, args, prog, **kwargs):
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(f, args=args, prog=prog, **kwargs, config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as e:
-        if not e.code: raise
-        lines = [o.strip("│ ") for o in complaint.getvalue().splitlines()[1:]]     # of tyro's box, all up to its first rule
-        raise UserError(" ".join(takewhile(lambda o: not o.startswith("─"), lines)) + " (--help lists all settings)") from e
+        if e.code != 2: raise
+        def rule(line): return not line.strip("─-╰╯")
+        lines = [o.strip("│ ") for o in complaint.getvalue().splitlines()[1:]]          # of tyro's box, what stands up to the rule below it
+        raise UserError(" ".join(takewhile(lambda o: not rule(o), dropwhile(rule, lines))) + " (--help lists all settings)") from e

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.context import get_spawning_popen
@@ -41,6 +42,9 @@ class ImageData:
         return state
 
     def __deepcopy__(self, memo): return self       # nothing of it is ever changed
+
+    @functools.cached_property
+    def checksum(self): return zlib.crc32(np.ascontiguousarray(self.images).data)
 
     def stats(self):
         "Mean and standard deviation a channel of the training images, for pixels in 0 to 1: two lists of 3."
@@ -245,11 +249,12 @@ def read_folder(path, sz, cache):
     Errors: UserError for one class, an empty class, a class that training lacks, more than 10 % unreadable files."""
     listed = list_folder(path)
     images, bad = read_images(path, [f for *_, f in listed], sz, cache)
-    for i, why in list(bad.items())[:20]: log.warning("Skipped %s: %s", listed[i][2], why)
+    for i, why in list(bad.items())[:20]: log.warning("Skipped %s: %s", str(listed[i][2]).replace("\n", "\\n"), why)
     if len(bad) > 20: log.warning("Skipped %d more unreadable files", len(bad) - 20)
     if len(bad) > 0.1 * len(listed):
         raise UserError(f"{path}: {len(bad)} of {len(listed)} files cannot be read as images, more than 10 %: mend or remove them.")
     good = [o for i, o in enumerate(listed) if i not in bad]
+    for split in {o for o, *_ in listed} - {o for o, *_ in good}: raise UserError(f"{path}: not one image of {split}/ can be read.")
     vocab = sorted({c for split, c, _ in listed if split in ("", "train")})
     for c in vocab:
         if not any(o[1] == c and o[0] in ("", "train") for o in good): raise UserError(f"{path}: class {c!r} has no readable training image.")
@@ -272,18 +277,27 @@ def list_folder(path):
     for split, root in parts or [("", path)]:
         if parts and not folders(root): raise UserError(f"{root} has no class folders: its images belong into {root}{os.sep}<class>{os.sep}.")
         for c in folders(root):
-            files = sorted(o for o in c.rglob("*") if o.is_file() and not any(p.startswith(".") for p in o.relative_to(c).parts))
+            files = sorted(o for o in c.rglob("*") if o.is_file() and o.name not in NO_IMAGES and not any(p.startswith(".") for p in o.relative_to(c).parts))
             if not files: raise UserError(f"{c} is an empty class: put images into it, or remove it.")
             listed += [(split, c.name, f) for f in files]
     vocab = {c for split, c, _ in listed if split in ("", "train")}
     if len(vocab) < 2:
-        raise UserError(f"{path} has {len(vocab)} classes, but training needs two or more: put images into train/<class>/, or into <class>/.")
+        raise UserError(f"{path} has {len(vocab)} class{'' if len(vocab) == 1 else 'es'}, but training needs two or more: put images into train/<class>/, or into <class>/.")
     for split, c, f in listed:
         if c not in vocab: raise UserError(f"{f.parent}: class {c!r} of {split}/ is missing in train/.")
     return listed
 
 
-def folders(path): return sorted(o for o in path.iterdir() if o.is_dir() and not o.name.startswith("."))
+NO_IMAGES = "Thumbs.db", "desktop.ini", "__MACOSX"            # what systems leave in folders
+
+
+def folders(path):
+    "The folders in `path`. Errors: UserError for a name that cannot be written down, and for a link to a folder around it."
+    found = sorted(o for o in path.iterdir() if o.is_dir() and not o.name.startswith(".") and o.name not in NO_IMAGES)
+    for o in found:
+        if not o.name.isprintable(): raise UserError(f"{path} has a folder {o.name!r}, whose name cannot be shown: rename it.")
+        if path.resolve().is_relative_to(o.resolve()): raise UserError(f"{o} is a link to a folder that it lies in: remove it.")
+    return found
 
 
 def read_images(path, files, sz, cache):

@@ -30,10 +30,32 @@ def out_of_memory(e):
 
 
 @contextmanager
-def one_line_errors():
-    "Whatever a user can cause ends in one line on stderr and exit code 2, without a traceback."
-    with suppress(ValueError): signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))         # so that it cleans up; not in a thread
+def name_batch_size(bs):
+    "Where the memory is used up, say so with the batch size and a smaller one to try."
     try: yield
+    except Exception as e:
+        if out_of_memory(e): raise UserError(f"Out of memory with --bs {bs}: try --bs {max(bs // 2, 2)}.") from e
+        raise
+
+
+@contextmanager
+def one_line_errors():
+    "Whatever a user can cause ends in one line on stderr and exit code 2, without a traceback; Ctrl-C and SIGTERM with 130 and 143."
+    caught = []
+
+    def stop(signum, frame):
+        caught.append(signum)
+        raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(143)
+
+    def unraisable(o):              # an exception in a finalizer is printed and lost: this one is not, see below
+        if not (caught and isinstance(o.exc_value, (KeyboardInterrupt, SystemExit))): hook(o)
+
+    with suppress(ValueError):      # in a thread
+        for o in (signal.SIGINT, signal.SIGTERM): signal.signal(o, stop)
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    try:
+        yield
+        if caught: raise KeyboardInterrupt if caught[-1] == signal.SIGINT else SystemExit(143)
     except KeyboardInterrupt:
         print("sifar: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -42,3 +64,4 @@ def one_line_errors():
         if text is None: raise
         print(f"sifar: {text}", file=sys.stderr)
         sys.exit(2)
+    finally: sys.unraisablehook = hook

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .config import read_settings
-from .errors import UserError, explain, out_of_memory
+from .config import read_config, read_settings
+from .errors import UserError, explain, name_batch_size
 from .files import write_file
 from .terminal import command, log, log_to_file
 
@@ -45,13 +45,14 @@ def open_run(cfg):
         log.info("%s in %s", "Going on" if cfg.resume else "Training", run)
         if cfg.resume and cfg.epochs > (old := read_settings(run).epochs):
             log.info("%d epochs instead of %d: from here on the learning rate follows the longer schedule", cfg.epochs, old)
-        yield run
+        with name_batch_size(cfg.bs): yield run
     except Exception as e:
-        if out_of_memory(e): e = UserError(f"Out of memory with --bs {cfg.bs}: try --bs {max(cfg.bs // 2, 2)}.")
         if text := explain(e): handler.emit(logging.LogRecord("sifar", logging.ERROR, "", 0, text, None, None))
-        raise e
-    except KeyboardInterrupt:
-        if (run / "models" / "last.pth").exists(): log.info("Interrupted. Go on with: %s", command("train.py", "--resume", run))
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        if (run / "models" / "last.pth").exists() and not cfg.dry_run:
+            log.info("Stopped. Go on with:")
+            log.info("  %s", command("train.py", "--resume", run))
         raise
     finally:
         log.removeHandler(handler)
@@ -74,13 +75,14 @@ def new_folder(cfg):
 def describe_run(run, cfg, learn):
     """Write config.json: all settings, the commands so far, versions, git commit and machine; and say what is trained on what.
 
-    The precision is kept as it was chosen here, so that a run which goes on elsewhere stays the same run."""
-    data, device = learn.dls.data, learn.dls.device
+    Precision, lr and wd are kept as they were chosen here, so that a run which goes on elsewhere or later stays the same run."""
+    from .optim import lr_and_wd
+    data, device, (lr, wd) = learn.dls.data, learn.dls.device, lr_and_wd(cfg)
     precision = str(learn.precision.dtype).removeprefix("torch.") if hasattr(learn, "precision") else "float32"
-    commands = json.loads((run / "config.json").read_text()).get("commands", []) if cfg.resume else []
+    commands = read_config(run, lambda about: about.get("commands", [])) if cfg.resume else []
     parameters = sum(o.numel() for o in learn.model.parameters())
     about = {
-        "settings": asdict(replace(cfg, resume=None, dry_run=False, seeds=1, precision=SHORT[precision])),
+        "settings": asdict(replace(cfg, resume=None, dry_run=False, seeds=1, precision=SHORT[precision], lr=lr, wd=wd)),
         "commands": [*commands, shlex.join(["python", *sys.argv])],
         "versions": {"python": platform.python_version(), **{o: version(o) for o in PACKAGES}},
         "git_commit": git_commit(),

@@ -34,6 +34,17 @@ def is_layer(module, name):
     return isinstance(o, type) and issubclass(o, nn.Module) and o.__module__ == module
 
 
+def filling(load, at_mark, n, *types):
+    "The opcode `load`, which fills the container below the last `n` objects or the last mark, for `types` only: others have methods of their own for it."
+    def check_and_load(self):
+        stack = self.metastack[-1] if at_mark else self.stack[:-n]
+        if not stack or type(stack[-1]) not in types: raise Refused("it fills something else than a list or a dictionary")
+        if list not in types:
+            for k in self.stack[::2] if at_mark else self.stack[-2:-1]: self.check_key(k)
+        load(self)
+    return check_and_load
+
+
 class SafeUnpickler(pickle._Unpickler):
     """Python's own unpickler, in which each global, each call with what is passed to it, and each attribute with what it holds has to be on the list.
 
@@ -99,15 +110,6 @@ class SafeUnpickler(pickle._Unpickler):
         "The key of a dictionary is plain, as a deep one can take for ever, or more stack than there is."
         if not isinstance(k, (str, int, float, type, type(None))): raise Refused(f"it has a dictionary with a key of type {type(k).__name__}")
 
-    def filling(load, at_mark, n, *types):
-        "The opcode `load`, which fills the container below the last `n` objects or the last mark, for `types` only: others have methods of their own for it."
-        def check_and_load(self):
-            stack = self.metastack[-1] if at_mark else self.stack[:-n]
-            if not stack or type(stack[-1]) not in types: raise Refused("it fills something else than a list or a dictionary")
-            if list not in types:
-                for k in self.stack[::2] if at_mark else self.stack[-2:-1]: self.check_key(k)
-            load(self)
-        return check_and_load
     dispatch[pickle.SETITEMS[0]] = filling(pickle._Unpickler.load_setitems, True, 0, dict, OrderedDict)
     dispatch[pickle.SETITEM[0]] = filling(pickle._Unpickler.load_setitem, False, 2, dict, OrderedDict)
     dispatch[pickle.APPENDS[0]] = filling(pickle._Unpickler.load_appends, True, 0, list)

@@ -10,7 +10,7 @@ import sys
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -123,7 +123,8 @@ def without_folders(command):
     "A command line with the names of files and folders instead of their absolute paths."
     def short(o):
         flag, _, value = o.rpartition("=")
-        return f"{flag}={Path(value).name}" if flag and Path(value).is_absolute() else Path(o).name if Path(o).is_absolute() else o
+        def far(o): return Path(o).is_absolute() or PureWindowsPath(o).is_absolute() or ".." in Path(o).parts or "://" in o
+        return f"{flag}={Path(value).name}" if flag and far(value) else PureWindowsPath(o).name if far(o) else o
     return shlex.join(map(short, shlex.split(command)))
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -62,7 +63,8 @@ def test_settings_survive_the_run_folder(tmp_path):
     assert read_settings(tmp_path) == cfg
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"settings": {"epochs": "x"}}', '{"settings": null}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, '{"settings": null}', '{"settings": {}, "commands": 5}', '{"settings": {}, "commands": ["python \'x"]}', *(
+    f'{{"settings": {{{o}}}}}' for o in ('"epochs": "x"', '"epochs": 3.5', '"opt": "foo"', '"bs": true', '"seed": null', '"device": null', '"name": 5', '"no_wd_norm": "x"', '"lr": "x"'))])
 def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="config.json is damaged"): read_settings(tmp_path)
@@ -75,6 +77,13 @@ def test_resuming_refuses_what_would_change_the_result(tmp_path):
     assert parse_args([*run, "--epochs", "9", "--workers", "2"]).epochs == 9
     with pytest.raises(UserError, match=r"--lr 0.5 \(was None\)"): parse_args([*run, "--lr", "0.5"])
     with pytest.raises(UserError, match=r"--epochs 3 \(was 7\)"): parse_args([*run, "--epochs", "3"])
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_wrong_flag_is_one_line_in_every_terminal(locale):
+    env = {**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, ROOT / "train.py", "--epochs", "x"], capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and done.stderr == "sifar: Error parsing --epochs: invalid literal for int() with base 10: 'x' (--help lists all settings)\n"
 
 
 def test_help_is_complete_and_imports_nothing_heavy():

@@ -165,9 +165,20 @@ def test_wrong_classes_are_errors(image_folder, tmp_path):
     write_images(image_folder / "test" / "bird", 1)
     with pytest.raises(UserError, match="'bird' of test/ is missing in train/"): load(image_folder, data=str(tmp_path))
     write_images(tmp_path / "one" / "only", 3)
-    with pytest.raises(UserError, match="1 classes"): load(tmp_path / "one", data=str(tmp_path))
+    with pytest.raises(UserError, match="1 class,"): load(tmp_path / "one", data=str(tmp_path))
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="0 classes"): load(tmp_path / "none", data=str(tmp_path))
+
+
+def test_a_link_around_itself_an_odd_name_and_a_split_without_images_are_errors(image_folder, tmp_path):
+    (image_folder / "train" / "loop").symlink_to("..")
+    with pytest.raises(UserError, match="is a link to a folder that it lies in"): load(image_folder, data=str(tmp_path))
+    (image_folder / "train" / "loop").rename(image_folder / "train" / "two\nlines")
+    with pytest.raises(UserError, match="cannot be shown: rename it"): load(image_folder, data=str(tmp_path))
+    (image_folder / "train" / "two\nlines").unlink()
+    for o in (image_folder / "test").rglob("*.png"): o.unlink()
+    for o in ("cat", "dog"): (image_folder / "test" / o / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="not one image of test/ can be read"): load(image_folder, data=str(tmp_path))
 
 
 def test_hidden_files_and_folders_are_no_images(image_folder, tmp_path):

@@ -361,3 +361,9 @@ def test_a_push_without_a_network_a_token_or_a_name_is_one_line(exported):
     for kwargs, text in (({}, "Connection refused"), ({"token": ""}, "run hf auth login, or set HF_TOKEN"), ({"name": "demo"}, "it should be USER/NAME"), ({"name": "a/b c"}, "a/b c")):
         done = push(exported[0], 9, **kwargs)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and text in done.stderr, done.stderr
+
+
+def test_commands_keep_no_folder_of_a_machine():
+    from sifar.share import without_folders
+    command = r"python /home/alice/train.py --runs ../../home/alice/r --data=../alice/x file:///home/alice/f 'C:\Users\alice\c' --dataset pets/small --lr 0.1"
+    assert without_folders(command) == "python train.py --runs r --data=x f c --dataset pets/small --lr 0.1"

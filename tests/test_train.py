@@ -116,6 +116,20 @@ def test_a_run_stopped_in_its_first_epoch_can_be_resumed(undisturbed, tmp_path):
     assert_same_run(undisturbed, tmp_path / "digits" / "cut")
 
 
+def test_a_run_stopped_in_its_report_says_how_to_go_on(tmp_path):
+    process = start(*SMALL[:-1], 1, "--runs", tmp_path, "--name", "cut", until="valid  top-1")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    assert process.returncode == 143 and f"--resume {tmp_path / 'digits' / 'cut'}" in out and "Traceback" not in err
+
+
+def test_seeds_that_are_interrupted_say_how_to_train_the_others(tmp_path):
+    process = start(*SMALL[:-1], 200, "--runs", tmp_path, "--seeds", "3", "--seed", "5", "--name", "s")
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate()
+    assert process.returncode == 130 and f"--resume {tmp_path / 'digits' / 's-5'}" in out and "--seed 6 --seeds 2 --name s" in out
+
+
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path, capsys):
     process = start(*SMALL[:-1], 200, "--runs", tmp_path, "--name", "a")
     try: assert "is in use by another training" in failure(capsys, "--resume", tmp_path / "digits" / "a")
@@ -245,6 +259,20 @@ def test_a_run_goes_on_only_on_its_own_data(image_folder, tmp_path, capsys):
     run("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
     (image_folder / "train" / "cat" / "000.png").unlink()
     assert "was trained on other data" in failure(capsys, "--resume", tmp_path / "runs" / "pets" / "a")
+
+
+def test_other_pictures_in_the_same_files_are_other_data(image_folder, tmp_path, capsys):
+    run("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
+    cat, dog = (image_folder / "train" / o / "000.png" for o in ("cat", "dog"))
+    cat.write_bytes(dog.read_bytes())
+    assert "pixels differ" in failure(capsys, "--resume", tmp_path / "runs" / "pets" / "a")
+
+
+@pytest.mark.parametrize("change", [{"epoch": None}, {"epoch": 9}, {"history": 5}, {"history": []}, {"history": [{"a": 1}] * 4}, {"best": "x"}, {"opt": {}}])
+def test_a_checkpoint_with_odd_contents_is_named(finished, capsys, change):
+    path = finished / "models" / "last.pth"
+    torch.save({**torch.load(path, weights_only=True), **change}, path)
+    assert f"{path} is damaged" in failure(capsys, "--resume", finished, "--epochs", 5)
 
 
 def test_a_folder_without_test_images_has_no_test_figures(image_folder, tmp_path, capsys):
