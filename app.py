@@ -98,6 +98,11 @@ def about(path, predictor):
     "What model.json says of the model, as Markdown."
     file = path.with_name("model.json")
     o = json.loads(file.read_text()) if file.is_file() else {}
+    try: return about_text(o, predictor)
+    except (ValueError, TypeError, AttributeError, KeyError) as e: raise UserError(f"{file} is damaged ({e}): export the run again, or delete it.") from e
+
+
+def about_text(o, predictor):
     rows = {"architecture": o.get("arch"), "parameters": o.get("parameters") and f"{o['parameters']:,}", "trained on": o.get("dataset"), "epochs": o.get("epochs"),
             "training images": (o.get("images") or {}).get("train"), **{f"test top-{k}": f"{100 * v:.2f} %" for k in (1, 5) if (v := (o.get("test") or {}).get(f"top{k}"))},
             "commands": ", then ".join(o.get("commands") or []), "date": (o.get("date") or "")[:10]}

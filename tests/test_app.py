@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
-from sifar import Predictor, TrainConfig, get_dls, get_learner
+from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner
 from sifar.share import some_images, write_learner
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +98,13 @@ def test_the_example_of_the_readme_runs(page, exported, tmp_path):
     code = re.search(r"```python\n(from gradio_client .*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     done = subprocess.run([sys.executable, "-c", code.replace("http://127.0.0.1:7860", page.url)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.splitlines()) > 3, done.stderr
+
+
+def test_a_damaged_model_json_is_one_line(exported, tmp_path):
+    predictor, whole = Predictor(exported[0]), json.loads((exported[0] / "model.json").read_text())
+    for o in ({"parameters": "many"}, {"images": 5}, {"test": 5}, {"test": {"top1": "x"}}, {"commands": 5}, {"commands": [1]}, {"date": 5}):
+        (tmp_path / "model.json").write_text(json.dumps({**whole, **o}))
+        with pytest.raises(UserError, match="model.json is damaged"): app.about(tmp_path / "learner.pkl", predictor)
 
 
 def save(img, format, **kwargs):
