@@ -203,7 +203,7 @@ def build(path):
         api = gr.Button(visible=False)
         api.click(predict, image, labels, api_name="predict", preprocess=False)
         api.click(predict_batch, files, table, api_name="predict_batch", preprocess=False)
-    return page.queue(max_size=128, default_concurrency_limit=2)
+    return page.queue(max_size=128, default_concurrency_limit=2, status_update_rate=1)          # by default each answer tells all who wait
 
 
 @contextmanager
