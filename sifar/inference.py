@@ -50,6 +50,8 @@ class Predictor:
         self.vocab, self.superclasses = list(learn.dls.vocab), learn.dls.valid.dataset.tls[0].tfms[0].data.superclasses
         self.device = pick_device()
         self.classifier, self.sz = get_classifier(learn)
+        if not isinstance(self.sz, int) or not 8 <= self.sz <= 512 or self.classifier.mean.numel() + self.classifier.std.numel() != 6:
+            raise UserError(f"{path} is damaged: it is for images of {self.sz} pixels.")
         self.classifier.to(self.device, memory_format=torch.channels_last)
 
     def read(self, image, *limits):

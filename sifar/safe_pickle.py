@@ -1,12 +1,13 @@
-"""Learner files loaded so that nothing in them can run: only names that our own exports need, used only as they use them."""
+"""Learner files loaded so that nothing in them can run: looked at first, as a picture of inert parts, and loaded only if every part is on a list."""
 import functools
 import hashlib
 import io
 import json
+import math
 import pickle
+import re
 import warnings
 import zipfile
-from collections import OrderedDict
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,12 @@ from .errors import UserError
 
 LIST = Path(__file__).with_name("safe_globals.txt")         # a test makes it anew from fresh exports, and fails where it differs
 NEVER = {o[0] for o in (pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEWOBJ_EX, pickle.PERSID, pickle.DICT, pickle.FROZENSET,
-                        pickle.ADDITEMS)}                   # opcodes in no export
+                        pickle.ADDITEMS, pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)}          # opcodes in no export
+PLAIN = bool, int, float, str, type(None)
+DICT, LIST_OF, PARTIAL = "collections OrderedDict", "fastcore.foundation L", "functools partial"
+TENSOR, OF_TYPE, PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._tensor _rebuild_from_type_v2", "torch._utils _rebuild_parameter"
+ODD_LAYERS = re.compile(r"torch\.nn\.modules\.(rnn|transformer|padding|upsampling|fold|lazy|sparse|adaptive|_functions|utils)\b|timm\.models\._features")
+ZIP_NAME = re.compile(r"[^/]+/(data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/[0-9]+)")
 
 
 class Refused(pickle.UnpicklingError):
@@ -28,150 +34,247 @@ def allowed(): return frozenset(o for o in LIST.read_text().splitlines() if not 
 
 def is_layer(module, name):
     "Whether `name` is a class of layers of torch.nn or timm, in its own module: there are too many to list them."
-    if not module.startswith(("torch.nn.modules.", "timm.layers.", "timm.models.")): return False
+    if not module.startswith(("torch.nn.modules.", "timm.layers.", "timm.models.")) or ODD_LAYERS.match(module): return False
     from torch import nn
     o = getattr(import_module(module), name, None)
     return isinstance(o, type) and issubclass(o, nn.Module) and o.__module__ == module
 
 
-def filling(load, at_mark, n, *types):
-    "The opcode `load`, which fills the container below the last `n` objects or the last mark, for `types` only: others have methods of their own for it."
-    def check_and_load(self):
-        stack = self.metastack[-1] if at_mark else self.stack[:-n]
-        if not stack or type(stack[-1]) not in types: raise Refused("it fills something else than a list or a dictionary")
-        if list not in types:
-            for k in self.stack[::2] if at_mark else self.stack[-2:-1]: self.check_key(k)
-        load(self)
-    return check_and_load
+class Name:
+    "A function or class that a pickle names; `o` is it."
+    def __init__(self, full, o, layer): self.full, self.o, self.layer = full, o, layer
 
 
-class SafeUnpickler(pickle._Unpickler):
-    """Python's own unpickler, in which each global, each call with what is passed to it, and each attribute with what it holds has to be on the list.
+class Made:
+    "What a pickle would make by a call, or of a class: nothing is made. state: what it would be filled with; items: those of an OrderedDict."
+    def __init__(self, of, args=None): self.of, self.args, self.state, self.items = of, args, None, {}
+    def calls(self, *names): return self.args is not None and self.of.full in names
+
+
+class Storage:
+    "The memory of a tensor with `n` numbers."
+    def __init__(self, n): self.n = n
+
+
+class Inspector(pickle._Unpickler):
+    """Python's own unpickler, which makes pictures of things instead of them, and then looks at each: every global, every call with what it is
+    passed, and every attribute with what it holds has to be on the list.
 
     So an object has no method or hook of its own, and none of another kind stands where one of ours should. Layers of torch.nn and timm need
-    not be listed, but may not be called, and hold plain values, tensors and layers only. Errors: Refused."""
+    not be listed; they hold plain values, tensors and layers only. Errors: Refused."""
     dispatch = {k: v for k, v in pickle._Unpickler.dispatch.items() if k not in NEVER}
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.found = {}                     # id -> (name, object) of what find_class gave
-        self.made = []
-        self.seen = 0
-        self.stand_ins = {"__builtin__ getattr": self.getattr, "torch._tensor _rebuild_from_type_v2": rebuild_from_type}
+    def __init__(self, content):
+        super().__init__(io.BytesIO(content), encoding="utf-8")         # as torch does
+        self.names, self.made, self.seen = {}, [], 0
 
     def allow(self, kind, name):
         if f"{kind} {name}" not in allowed(): raise Refused(f"it {kind}s {name}")
 
+    def need(self, ok, what):
+        if not ok: raise Refused(what)
+
     def find_class(self, module, name):
         full = f"{module} {name}"
-        if "." in name: raise Refused(f"it uses {full}")
-        if not is_layer(module, name): self.allow("use", full)
-        o = self.stand_ins.get(full) or (Path if name in ("PosixPath", "WindowsPath") else super().find_class(module, name))
-        self.found[id(o)] = full, o
-        return o
+        self.need("." not in name, f"it uses {full}")
+        if full not in self.names:
+            layer, storage = is_layer(module, name), module in ("torch", "torch.storage") and name.endswith("Storage")
+            if not layer and not storage: self.allow("use", full)
+            self.names[full] = Name(full, Storage if storage else super().find_class(module, name), layer)
+        return self.names[full]
 
-    def name_of(self, o):
-        if id(o) not in self.found: raise Refused(f"it uses an object of type {type(o).__name__} as no learner does")
-        return self.found[id(o)][0]
-
-    def getattr(self, o, name):
-        "The few attributes that our exports take of a listed object."
-        self.allow("take", f"{self.name_of(type(o))} {name}")
-        return getattr(o, name)
+    def make(self, of, args=None):
+        self.need(type(of) is Name, "it calls or makes something that it does not name")
+        self.made.append(Made(of, args))
+        self.stack[-2:] = [self.made[-1]]
 
     def load_reduce(self):
-        func, args = self.stack[-2:]
-        self.allow("call", self.name_of(func))
-        if type(args) is not tuple: raise Refused("it calls something as no pickle does")
-        for o in set(self.parts(args)): self.allow("pass", f"{self.name_of(func)} {o}")
-        if func is set and type(args[0]) is not list: raise Refused("it makes a set of something else than a list")
-        super().load_reduce()
-        if func != self.getattr: self.made.append(self.stack[-1])
+        self.need(type(self.stack[-1]) is tuple, "it calls something as no pickle does")
+        self.make(*self.stack[-2:])
     dispatch[pickle.REDUCE[0]] = load_reduce
 
     def load_newobj(self):
-        cls, args = self.stack[-2:]
-        name = self.name_of(cls)
-        if not is_layer(*name.split()): self.allow("make", name)
-        if args: raise Refused(f"it makes {name} with arguments")
-        super().load_newobj()
-        self.made.append(self.stack[-1])
+        self.need(self.stack[-1] == () and type(self.stack[-1]) is tuple, "it makes something with arguments")
+        self.make(self.stack[-2])
     dispatch[pickle.NEWOBJ[0]] = load_newobj
 
     def load_build(self):
-        o, state = self.stack[-2:]
-        self.name_of(type(o))
-        if "__setstate__" in getattr(o, "__dict__", ()): raise Refused("it has a __setstate__ of its own")
-        if type(state) is not dict and not hasattr(type(o), "__setstate__"): raise Refused("it sets attributes as no learner does")
-        super().load_build()
+        state, o = self.stack.pop(), self.stack[-1]
+        self.need(type(o) is Made and o.state is None, "it fills something that it did not make, or twice")
+        o.state = state
     dispatch[pickle.BUILD[0]] = load_build
 
-    def check_key(self, k):
-        "The key of a dictionary is plain, as a deep one can take for ever, or more stack than there is."
-        if not isinstance(k, (str, int, float, type, type(None))): raise Refused(f"it has a dictionary with a key of type {type(k).__name__}")
+    def load_setitems(self):
+        items = self.pop_mark()
+        self.set_items(self.stack[-1], items)
+    dispatch[pickle.SETITEMS[0]] = load_setitems
 
-    dispatch[pickle.SETITEMS[0]] = filling(pickle._Unpickler.load_setitems, True, 0, dict, OrderedDict)
-    dispatch[pickle.SETITEM[0]] = filling(pickle._Unpickler.load_setitem, False, 2, dict, OrderedDict)
-    dispatch[pickle.APPENDS[0]] = filling(pickle._Unpickler.load_appends, True, 0, list)
-    dispatch[pickle.APPEND[0]] = filling(pickle._Unpickler.load_append, False, 1, list)
+    def load_setitem(self):
+        items = [self.stack.pop(), self.stack.pop()][::-1]
+        self.set_items(self.stack[-1], items)
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def set_items(self, o, items):
+        found = o.items if type(o) is Made and o.calls(DICT) else o
+        self.need(type(found) is dict, "it sets items of something else than a dictionary")
+        for k, v in zip(items[::2], items[1::2]):
+            self.need(type(k) in (str, int, float, type(None), Name), f"it has a dictionary with a key of type {type(k).__name__}")
+            found[k] = v
+
+    def load_appends(self):
+        items = self.pop_mark()
+        self.need(type(self.stack[-1]) is list, "it appends to something else than a list")
+        self.stack[-1].extend(items)
+    dispatch[pickle.APPENDS[0]] = load_appends
+
+    def load_append(self):
+        item = self.stack.pop()
+        self.need(type(self.stack[-1]) is list, "it appends to something else than a list")
+        self.stack[-1].append(item)
+    dispatch[pickle.APPEND[0]] = load_append
 
     def load_binpersid(self):
         pid = self.stack[-1]
-        if not (type(pid) is tuple and len(pid) == 5 and all(isinstance(pid[i], str) for i in (0, 2, 3)) and isinstance(pid[4], int)): raise Refused("it has an odd tensor")
-        super().load_binpersid()
+        self.need(type(pid) is tuple and [type(o) for o in pid] == [str, Name, str, str, int] and pid[1].o is Storage and pid[2].isdigit() and pid[4] >= 0, "it has an odd tensor")
+        self.stack[-1] = Storage(pid[4])
     dispatch[pickle.BINPERSID[0]] = load_binpersid
 
     def load(self):
-        "The learner in the file, when all that was made on the way is found to be harmless."
-        from fastai.learner import DataLoaders, Learner
-        from torch import nn
-        res = super().load()
-        for o in self.made: self.check(o)
-        if not (isinstance(res, Learner) and isinstance(res.dls, DataLoaders) and isinstance(res.model, nn.Module)): raise Refused("it holds no learner")
-        return res
+        "Look at the whole pickle; returns nothing."
+        root = super().load()
+        for o in self.made: self.check_call(o) if o.args is not None else self.check_object(o)
+        state = root.state if type(root) is Made and root.of.full == "fastai.learner Learner" else {}
+        model, dls = state.get("model"), state.get("dls")
+        self.need(is_made_layer(model) and type(dls) is Made and dls.of.full == "fastai.data.core DataLoaders", "it holds no learner")
+        self.need(layers_in(model) < 100_000, "it has more layers than any model")
 
     def parts(self, o):
-        "What a value consists of but for plain values and tensors, with containers opened: names of types, and of functions and classes themselves."
-        import torch
-        from fastcore.foundation import L
+        "What a value consists of but for plain values and tensors, with containers opened."
         todo, opened = [o], set()
         while todo:
             o = todo.pop()
             self.seen += 1
-            if self.seen > 5_000_000: raise Refused("it is more entangled than any learner")
-            if type(o) in (list, tuple, set, dict, OrderedDict, L):
-                if id(o) not in opened: todo += o.values() if isinstance(o, dict) else vars(o).values() if type(o) is L else o
+            self.need(self.seen < 5_000_000, "it is more entangled than any learner")
+            if type(o) in (list, tuple, dict) or type(o) is Made and o.of.full in (DICT, LIST_OF):
+                if id(o) not in opened: todo += contents(o)
                 opened.add(id(o))
-            elif isinstance(o, (bool, int, float, str, type(None), torch.Tensor)): continue
-            elif id(o) in self.found: yield self.found[id(o)][0]
-            elif isinstance(o, torch.nn.Module): yield "layer"
-            else: yield f"{type(o).__module__} {type(o).__name__}"
+            elif type(o) is Name: yield f"{o.full} itself"
+            elif type(o) is Storage: yield "storage"
+            elif type(o) is Made and not is_tensor(o): yield "layer" if is_made_layer(o) else o.of.full
+            elif type(o) is not Made and type(o) not in PLAIN: yield type(o).__name__
 
-    def check(self, o):
-        import torch
-        if isinstance(o, functools.partial):
-            self.allow("wrap", self.name_of(o.func))
-            for part in set(self.parts((o.args, o.keywords, o.__dict__))): self.allow("bind", f"{self.name_of(o.func)} {part}")
-        if isinstance(o, torch.Tensor) and (o._backward_hooks or getattr(o, "_post_accumulate_grad_hooks", None)): raise Refused("it has hooks on a tensor")
-        if isinstance(o, torch.Tensor) and o.numel() * o.element_size() > o.untyped_storage().nbytes(): raise Refused("it has a tensor larger than its data")
-        state = getattr(o, "__dict__", {})
+    def check_parts(self, kind, name, o):
+        for part in set(self.parts(o)): self.allow(kind, f"{name} {part}")
+
+    def check_call(self, o):
+        name, args, state = o.of.full, o.args, o.state
+        self.allow("call", name)
+        if name == PARTIAL:
+            self.need(type(state) is tuple and len(state) == 4 and len(args) == 1 and type(args[0]) is Name and state[0] is args[0], "it has an odd partial")
+            self.allow("wrap", args[0].full)
+            return self.check_parts("bind", args[0].full, state[1:])
+        self.check_parts("pass", name, args)
+        if name in (TENSOR, OF_TYPE, PARAMETER): ok = state is None and is_tensor(o)
+        elif name == "__builtin__ getattr":
+            ok = state is None and len(args) == 2 and type(args[0]) is Made and type(args[1]) is str
+            if ok: self.allow("take", f"{args[0].of.full} {args[1]}")
+        elif name == "__builtin__ set": ok = state is None and len(args) == 1 and type(args[0]) is list and all(type(i) in (str, int) for i in args[0])
+        elif name in (DICT, "random Random"): ok = args == () and (state is None if name == DICT else is_random_state(state))
+        elif name == "inspect Signature": ok = len(args) == 1 and type(args[0]) is tuple and is_fields(state)
+        elif name == "inspect Parameter": ok = len(args) == 2 and type(args[0]) is str and is_fields(state)
+        else: ok = state is None and all(type(i) in (str, int) for i in args)
+        self.need(ok, f"it calls {name} as no learner does")
+        if type(state) is dict:
+            for k, v in state.items(): self.check_parts("hold", f"{name} {k},", v)
+
+    def check_object(self, o):
+        name, state = o.of.full, {} if o.state is None else o.state
+        if not o.of.layer: self.allow("make", name)
+        self.need(is_fields(state), f"it fills {name} as no learner does")
         for k in state:
-            if callable(getattr(type(o), k, None)) or k == "__setstate__": self.allow("replace", f"{self.name_of(type(o))} {k}")
-        layer = isinstance(o, torch.nn.Module)
+            if callable(getattr(o.of.o, k, None)) or k.startswith("__") and k != "__signature__": self.allow("replace", f"{name} {k}")
+        if is_made_layer(o): return self.check_layer(state)
+        for k, v in state.items(): self.check_parts("hold", f"{name} {k},", v)
+
+    def check_layer(self, state):
+        for k, good in ("_modules", is_made_layer), ("_parameters", is_tensor), ("_buffers", is_tensor):
+            found = state.get(k)
+            self.need(type(found) is dict or type(found) is Made and found.calls(DICT), "it has a layer without its parts")
+            self.need(all(v is None or good(v) for v in contents(found)), "it has something else than layers and tensors in a layer")
         for k, v in state.items():
-            if layer and k in ("_modules", "_parameters", "_buffers"): continue
-            for part in set(self.parts(v)): self.allow("hold", f"{part} in a layer" if layer else f"{self.name_of(type(o))} {k}, {part}")
-        if not layer: return
-        if any(v for k, v in state.items() if k.endswith("_hooks")): raise Refused("it has hooks on a layer")
-        for k, kind in ("_modules", torch.nn.Module), ("_parameters", torch.Tensor), ("_buffers", torch.Tensor):
-            if not all(v is None or isinstance(v, kind) for v in state[k].values()): raise Refused("it has something else than layers and tensors in a layer")
+            if k in ("_modules", "_parameters", "_buffers"): continue
+            if k.endswith("_hooks"): self.need(not contents(v), "it has hooks on a layer")
+            else: self.check_parts("hold", "in a layer", v)
 
 
-def rebuild_from_type(func, new_type, args, state):
-    "torch's function of this name, which would call any `func`, for tensors only."
-    import torch
-    if func is not torch._utils._rebuild_tensor_v2 or not issubclass(new_type, torch.Tensor): raise Refused("it rebuilds a tensor as no learner does")
-    return func(*args).as_subclass(new_type)
+def contents(o):
+    "What is in a picture of a container."
+    if type(o) is Made: return list((o.items if o.calls(DICT) else o.state if type(o.state) is dict else {}).values())
+    return list(o.values()) if type(o) is dict else list(o) if type(o) in (list, tuple) else []
+
+
+def is_fields(state): return type(state) is dict and all(type(k) is str for k in state)
+
+
+def is_random_state(state):
+    return (type(state) is tuple and len(state) == 3 and state[0] == 3 and type(state[1]) is tuple and len(state[1]) == 625
+            and all(type(i) is int for i in state[1]) and type(state[2]) in (float, type(None)))
+
+
+def is_made_layer(o):
+    if type(o) is not Made or o.args is not None: return False
+    from torch import nn
+    return o.of.layer or isinstance(o.of.o, type) and issubclass(o.of.o, nn.Module)
+
+
+def is_tensor(o):
+    "Whether a picture shows a tensor that is no larger than its memory, without hooks."
+    if type(o) is not Made or o.args is None: return False
+    args, name = o.args, o.of.full
+    if name == TENSOR: return is_tensor_args(args)
+    if name == OF_TYPE: return len(args) == 4 and all(type(i) is Name for i in args[:2]) and args[0].full == TENSOR and type(args[2]) is tuple and is_tensor_args(args[2])
+    return name == PARAMETER and len(args) == 3 and is_tensor(args[0]) and type(args[1]) is bool and no_hooks(args[2])
+
+
+def is_tensor_args(args):
+    if len(args) != 6: return False
+    storage, offset, size, stride, grad, hooks = args
+    sizes = type(size) is tuple and type(stride) is tuple and all(type(i) is int and i >= 0 for i in (*size, *stride))
+    return sizes and type(storage) is Storage and type(offset) is int and type(grad) is bool and no_hooks(hooks) and math.prod(size) <= storage.n
+
+
+def no_hooks(o): return type(o) is Made and o.calls(DICT) and not o.items
+
+
+def layers_in(model):
+    "How many layers a forward pass meets, those that stand in several places each time. Errors: Refused for one that lies in itself."
+    counts: dict[int, int | None] = {}
+    path: list[tuple] = [(model, None)]
+    while path:
+        o, todo = path.pop()
+        if id(o) in counts and todo is None: continue
+        found = [i for i in contents(o.state["_modules"]) if i is not None]
+        if todo is None:
+            counts[id(o)] = None
+            path.append((o, found))
+            for i in found:
+                if counts.get(id(i), 0) is None: raise Refused("it has a layer in itself")
+            path += [(i, None) for i in found]
+        else:
+            counts[id(o)] = 1 + sum(counts[id(i)] for i in found)
+    return counts[id(model)]
+
+
+class SafeUnpickler(pickle._Unpickler):
+    "Python's own unpickler for pickles that an Inspector has looked at. Errors: Refused."
+    inspector = Inspector
+
+    def __init__(self, file, **kwargs):
+        content = file.read()
+        self.inspector(content).load()
+        super().__init__(io.BytesIO(content), **kwargs)
+
+    def find_class(self, module, name): return Path if name in ("PosixPath", "WindowsPath") else super().find_class(module, name)
 
 
 def load_learner(path, cpu=True, unpickler=SafeUnpickler):
@@ -209,14 +312,15 @@ def check_sum(path, content):
 def rewrite_zip(path, content):
     """The zip file that torch.save wrote, written anew: what torch reads is then just what was looked at here.
 
-    It has one pickle, and nothing in it is compressed, so that it cannot unpack to more than it is. Errors: UserError."""
+    It has one pickle and nothing that torch.save does not write, and is not compressed, so that it cannot unpack to more than it is. Errors: UserError."""
     try:
         file = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w") as new:
-            files = old.infolist()
-            if [Path(o.filename).name for o in files if o.filename.endswith(".pkl")] != ["data.pkl"] or any(o.compress_type for o in files):
+            files = {m[1]: o for o in old.infolist() if (m := ZIP_NAME.fullmatch(o.filename))}
+            sizes = [o.file_size for o in old.infolist()]
+            if "data.pkl" not in files or len(files) < len(sizes) or sum(sizes) > len(content) or any(o.compress_type for o in files.values()):
                 raise UserError(f"{path} is a zip file, but holds no learner: make one with python export.py RUN.")
-            for o in files: new.writestr(zipfile.ZipInfo(o.filename), old.read(o))
+            for k, o in files.items(): new.writestr(zipfile.ZipInfo(f"learner/{k}"), old.read(o))
     except UserError: raise
     except Exception as e: raise UserError(f"{path} is no learner file, or a damaged one: make one with python export.py RUN.") from e
     file.seek(0)

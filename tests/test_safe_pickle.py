@@ -20,11 +20,14 @@ if __name__ == "__main__": sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sifar import TrainConfig, UserError, load_learner
 from sifar.config import ARCHS
-from sifar.safe_pickle import LIST, SafeUnpickler
+from sifar.safe_pickle import LIST, Inspector, SafeUnpickler
 from sifar.terminal import quiet_imports
 
 TIMM = "timm:resnet18", "timm:convnext_atto", "timm:vit_tiny_patch16_224", "timm:efficientnet_b0", "timm:mobilenetv3_small_050", "timm:regnety_002"
 NOTE = "# What the learners that export.py writes ask for; made by: python tests/test_safe_pickle.py > sifar/safe_globals.txt\n"
+
+
+def looked_at_by(inspector): return type("Unpickler", (SafeUnpickler,), {"inspector": inspector})
 
 
 def needed(folder):
@@ -32,7 +35,7 @@ def needed(folder):
     from sifar import get_dls, get_learner
     seen = set()
 
-    class Recorder(SafeUnpickler):
+    class Recorder(Inspector):
         def allow(self, kind, name): seen.add(f"{kind} {name}")
     for settings in (*({"arch": o, "precision": "fp32"} for o in (*ARCHS, *TIMM)), {"precision": "bf16"},
                      {"precision": "bf16", "opt": "muon", "augment": "batch"}, {"precision": "fp32", "opt": "adamw", "no_wd_norm": True}):
@@ -41,7 +44,7 @@ def needed(folder):
         if cfg.arch == "resnet8":
             with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, warmup=0.2)
         learn.export("learner.pkl", pickle_module=pickle)
-        load_learner(Path(folder) / "learner.pkl", unpickler=Recorder)
+        load_learner(Path(folder) / "learner.pkl", unpickler=looked_at_by(Recorder))
     return NOTE + "".join(f"{o}\n" for o in sorted(seen))
 
 
@@ -92,8 +95,25 @@ def loaders(*found): return made("fastai.data.core", "DataLoaders", loaders=b"](
 def learner_of(dls, model): return made("fastai.learner", "Learner", dls=dls, model=model, cbs=b"]")
 
 
+def doubled(n):
+    "A Sequential of two that are the same Sequential of two, and so on."
+    def put(i): return struct.pack("<I", 1000 + i)
+    o = layer(b"}") + b"r" + put(0)
+    for i in range(n): o = layer(b"}(" + value("0") + o + value("1") + b"j" + put(i) + b"u") + b"r" + put(i + 1)
+    return o
+
+
 def later(mark):
-    "Learners that make the file `mark` once they are loaded, or when they predict, as (what, opcodes)."
+    "Files that use listed names alone to make the file `mark` while they are loaded, afterwards, or when they predict, as (what, opcodes)."
+    random, items = call(name("random", "Random")), made("fastai.data.core", "TfmdLists", items=value(["x"]), tfms=toucher(mark))
+    yield "a state that runs when it is read", random + items + b"b"
+    yield "a state that is asked for its keys", name("fastai.data.core", "DataLoaders") + b")\x81" + made("fastai.learner", "AvgMetric", keys=toucher(mark)) + b"b"
+    counted = made("sifar.dataloaders", "ArrayDL", n=value(0), bs=value(1), drop_last=b"\x88", rng=random, before_iter=toucher(mark))
+    yield "arguments that run when they are counted", name("fastai.learner", "AvgLoss") + counted + b"\x81"
+    asked = made("fastai.data.core", "Datasets", tls=made("fastai.learner", "AvgMetric", attrgot=toucher(mark)))
+    yield "a storage that runs when it is asked for its type", b"(" + value("storage") + asked + value("0") + value("cpu") + value(1) + b"tQ"
+    yield "a recurrent layer that looks into its weights", made("torch.nn.modules.rnn", "LSTM", _all_weights=items)
+    yield "a list that is appended to", made("fastai.learner", "AvgMetric", extend=toucher(mark)) + b"(" + value(1) + b"e"
     metric = made("fastai.learner", "AvgMetric", to=toucher(mark))
     yield "a loader of another kind", learner_of(loaders(metric), layer(b"}"))
     yield "what a layer calls in place of its forward", learner_of(loaders(), layer(b"}", value("_compiled_call_impl") + toucher(mark)))
@@ -170,8 +190,15 @@ def hostile(mark):
     yield "an array of many gigabytes", name("numpy", "ndarray") + b"(\x8a\x05" + (3 * 10**9).to_bytes(5, "little") + b"t\x81", True
     for what, pickled in later(mark): yield what, pickled, False
     yield "attributes that are set one by one, as properties are", name("sifar.dataloaders", "ReadLabel") + b")\x81N" + value({"data": 1}) + b"\x86b", True
-    yield "something that is appended to", made("fastai.learner", "AvgMetric", extend=toucher(mark)) + b"(" + value(1) + b"e", False
     yield "something whose items are set", learner + b")\x81" + value("k") + value(1) + b"s", False
+    wide, deep = b")" + b"2\x86" * 40, b")" + b"\x85" * 300_000
+    yield "a set of what takes for ever to hash", call(name("__builtin__", "set"), b"]" + wide + b"a"), False
+    yield "a set of what is too deep to hash", call(name("__builtin__", "set"), b"]" + deep + b"a"), False
+    yield "an enumeration's member of what takes for ever to print", call(name("timm.layers.format", "Format"), b"]" + wide + b"a"), False
+    yield "an enumeration's member that is changed", call(name("fastai.callback.fp16", "AMPMode"), value("fp16")) + value({"_value_": "x"}) + b"b", True
+    yield "a state of random numbers that is a huge one", call(name("random", "Random")) + value((2, ["%400000000d"], None)) + b"b", False
+    yield "layers that stand in two places, thirty times over", learner_of(loaders(), doubled(30)), False
+    yield "a layer in itself", learner_of(loaders(), layer(b"}" + value("0") + b"j\xe8\x03\0\0s").replace(b")\x81}", b")\x81r\xe8\x03\0\0}", 1)), False
     yield "hooks of a tensor", call(name("torch._utils", "_rebuild_parameter"), b"N", b"\x88", b"}" + value(1) + toucher(mark) + b"s"), False
     yield "a file that is removed", call(name("os", "remove"), value(mark)), False
 
@@ -206,11 +233,11 @@ def test_nothing_in_a_hostile_file_runs(what, tmp_path):
 
 @pytest.mark.parametrize("what", [o for o, _ in later("x")])
 def test_without_the_list_such_a_learner_runs_what_it_brings(what, tmp_path):
-    class Unchecked(SafeUnpickler):
-        def allow(self, kind, name): pass
+    class Unchecked(Inspector):
+        def load(self): pass
     mark = tmp_path / "ran"
     file = archive(tmp_path / "learner.pkl", dict(later(str(mark)))[what])
-    try: load_learner(file, unpickler=Unchecked).model(torch.zeros(1))
+    try: load_learner(file, unpickler=looked_at_by(Unchecked)).model(torch.zeros(1))
     except (UserError, TypeError, AttributeError): pass         # after it has run
     assert mark.exists()
 
@@ -278,6 +305,11 @@ def test_what_is_no_learner_is_refused(tmp_path):
     assert "is missing" in refusal(tmp_path / "nothing.pkl")
 
 
+@pytest.mark.parametrize("more", ["constants.pkl", "constants.PKL", "constants.pklxxxx", "data.PKL", "data/x", "code/__torch__.py", "../learner/data.pkl"])
+def test_a_file_with_more_than_torch_saves_is_refused(tmp_path, more):
+    assert "holds no learner" in refusal(archive(tmp_path / "learner.pkl", b"N", **{more: b"N."}))
+
+
 def test_a_file_that_unpacks_to_more_than_it_is_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "learner.pkl", "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("learner/data.pkl", b"\x80\x04N.")
@@ -304,7 +336,7 @@ def test_a_tensor_that_is_larger_than_its_data_is_refused(exported, tmp_path):
     learn = load_learner(exported[0])
     learn.model.head[2].weight = torch.nn.Parameter(torch.zeros(1).expand(10_000, 10_000, 100))
     with warnings.catch_warnings(action="ignore"): torch.save(learn, tmp_path / "learner.pkl", pickle_protocol=2)
-    assert "a tensor larger than its data" in refusal(tmp_path / "learner.pkl")
+    assert "something else than layers and tensors" in refusal(tmp_path / "learner.pkl")
 
 
 def test_a_method_that_is_planted_in_a_real_learner_is_refused(exported, tmp_path):
