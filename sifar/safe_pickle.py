@@ -203,7 +203,7 @@ class Inspector(pickle._Unpickler):
             self.need(all(v is None or good(v) for v in contents(found)), "it has something else than layers and tensors in a layer")
         for k, v in state.items():
             if k in ("_modules", "_parameters", "_buffers"): continue
-            if k.endswith("_hooks"): self.need(not contents(v), "it has hooks on a layer")
+            if k.endswith("_hooks"): self.need(v == {} if type(v) is dict else is_empty(v), "it has hooks on a layer")
             else: self.check_parts("hold", "in a layer", v)
 
 
@@ -233,17 +233,17 @@ def is_tensor(o):
     args, name = o.args, o.of.full
     if name == TENSOR: return is_tensor_args(args)
     if name == OF_TYPE: return len(args) == 4 and all(type(i) is Name for i in args[:2]) and args[0].full == TENSOR and type(args[2]) is tuple and is_tensor_args(args[2])
-    return name == PARAMETER and len(args) == 3 and is_tensor(args[0]) and type(args[1]) is bool and no_hooks(args[2])
+    return name == PARAMETER and len(args) == 3 and is_tensor(args[0]) and type(args[1]) is bool and is_empty(args[2])
 
 
 def is_tensor_args(args):
     if len(args) != 6: return False
     storage, offset, size, stride, grad, hooks = args
     sizes = type(size) is tuple and type(stride) is tuple and all(type(i) is int and i >= 0 for i in (*size, *stride))
-    return sizes and type(storage) is Storage and type(offset) is int and type(grad) is bool and no_hooks(hooks) and math.prod(size) <= storage.n
+    return sizes and type(storage) is Storage and type(offset) is int and type(grad) is bool and is_empty(hooks) and math.prod(size) <= storage.n
 
 
-def no_hooks(o): return type(o) is Made and o.calls(DICT) and not o.items
+def is_empty(o): return type(o) is Made and o.calls(DICT) and not o.items
 
 
 def layers_in(model):

@@ -199,6 +199,7 @@ def hostile(mark):
     yield "a state of random numbers that is a huge one", call(name("random", "Random")) + value((2, ["%400000000d"], None)) + b"b", False
     yield "layers that stand in two places, thirty times over", learner_of(loaders(), doubled(30)), False
     yield "a layer in itself", learner_of(loaders(), layer(b"}" + value("0") + b"j\xe8\x03\0\0s").replace(b")\x81}", b")\x81r\xe8\x03\0\0}", 1)), False
+    yield "hooks that are no dictionary", learner_of(loaders(), layer(b"}", value("_forward_hooks") + toucher(mark))), False
     yield "hooks of a tensor", call(name("torch._utils", "_rebuild_parameter"), b"N", b"\x88", b"}" + value(1) + toucher(mark) + b"s"), False
     yield "a file that is removed", call(name("os", "remove"), value(mark)), False
 
