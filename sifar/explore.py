@@ -86,6 +86,7 @@ def shown(dl, idxs, learn, n_epoch=1):
     for event in ("before_fit", "before_epoch", "before_batch"):
         for o in cbs: o(event)
     if hasattr(learn, "mix"): shares = (learn.mix.targ - learn.mix.targ.min()) / (1 - learn.mix.smoothed.eps)
+    for o in cbs: o("after_cancel_batch")           # gives back the loss function
     x = dl.after_batch.decode((TensorImage(learn.xb[0]), learn.yb[0]))[0]
     return np.clip(x.cpu().permute(0, 2, 3, 1).numpy().round(), 0, 255).astype(np.uint8), [mixed_label(o, learn.dls.vocab) for o in shares]
 

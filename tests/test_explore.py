@@ -92,8 +92,9 @@ def test_the_sheet_has_every_class(image_folder, tmp_path, monkeypatch):
     assert set(seen[0]) == {"cat", "dog"} and len(seen[0]) == 32
 
 
-def test_the_sheets(tmp_path):
-    train.main([*SMALL, "--show-batch", "--aug", "rand", "--runs", str(tmp_path)])
+@pytest.mark.parametrize("options", [("--aug", "rand"), ("--cutmix", "1", "--sizes", "16,32")])
+def test_the_sheets(tmp_path, options):
+    train.main([*SMALL, "--show-batch", *options, "--runs", str(tmp_path)])
     plots = tmp_path / "digits" / "explore" / "plots"
     assert sorted(o.name for o in plots.iterdir()) == ["batch.png", "one_image.png"]
     with Image.open(plots / "batch.png") as img: assert img.size[0] > 800
