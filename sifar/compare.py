@@ -21,8 +21,7 @@ ASIDE = {*FREE_ON_RESUME, "name"} - {"preset"}         # settings that make no d
 def read_run(path):
     "Settings, history and metrics of a run folder; what cannot be read of the last two is said, and left out. Errors: UserError."
     settings = read_config(path, lambda about: {**asdict(TrainConfig()), **about["settings"]})
-    notes = list[str]()
-    history, metrics = attempt(notes, partial(read_history, path)) or [], attempt(notes, partial(read_metrics, path))
+    history, metrics = attempt([], partial(read_history, path)) or [], attempt([], partial(read_metrics, path))
     if not history and not metrics: raise UserError(f"{path} has nothing to compare yet.")
     return {"path": Path(path), "settings": {k: Path(v).name if k == "dataset" else v for k, v in settings.items() if k not in ASIDE}, "history": history, "metrics": metrics}
 

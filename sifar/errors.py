@@ -55,7 +55,7 @@ def one_line_errors():
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         yield
-        if caught: raise KeyboardInterrupt if caught[-1] == signal.SIGINT else SystemExit(143)
+        if caught: stop(caught[-1], None)
     except KeyboardInterrupt:
         print("sifar: interrupted", file=sys.stderr)
         sys.exit(130)

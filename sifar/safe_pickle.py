@@ -48,7 +48,7 @@ class Name:
 class Made:
     "What a pickle would make by a call, or of a class: nothing is made. state: what it would be filled with; items: those of an OrderedDict."
     def __init__(self, of, args=None): self.of, self.args, self.state, self.items = of, args, None, {}
-    def calls(self, *names): return self.args is not None and self.of.full in names
+    def calls(self, name): return self.args is not None and self.of.full == name
 
 
 class Storage:
@@ -184,8 +184,7 @@ class Inspector(pickle._Unpickler):
         elif name == "inspect Parameter": ok = len(args) == 2 and type(args[0]) is str and is_fields(state)
         else: ok = state is None and all(type(i) in (str, int) for i in args)
         self.need(ok, f"it calls {name} as no learner does")
-        if type(state) is dict:
-            for k, v in state.items(): self.check_parts("hold", f"{name} {k},", v)
+        if type(state) is dict: self.check_fields(name, state)
 
     def check_object(self, o):
         name, state = o.of.full, {} if o.state is None else o.state
@@ -193,7 +192,10 @@ class Inspector(pickle._Unpickler):
         self.need(is_fields(state), f"it fills {name} as no learner does")
         for k in state:
             if callable(getattr(o.of.o, k, None)) or k.startswith("__") and k != "__signature__": self.allow("replace", f"{name} {k}")
-        if is_made_layer(o): return self.check_layer(state)
+        if is_made_layer(o): self.check_layer(state)
+        else: self.check_fields(name, state)
+
+    def check_fields(self, name, state):
         for k, v in state.items(): self.check_parts("hold", f"{name} {k},", v)
 
     def check_layer(self, state):
@@ -249,19 +251,16 @@ def is_empty(o): return type(o) is Made and o.calls(DICT) and not o.items
 def layers_in(model):
     "How many layers a forward pass meets, those that stand in several places each time. Errors: Refused for one that lies in itself."
     counts: dict[int, int | None] = {}
-    path: list[tuple] = [(model, None)]
+    path = [(model, False)]
     while path:
-        o, todo = path.pop()
-        if id(o) in counts and todo is None: continue
+        o, inner_known = path.pop()
+        if id(o) in counts and not inner_known: continue
         found = [i for i in contents(o.state["_modules"]) if i is not None]
-        if todo is None:
-            counts[id(o)] = None
-            path.append((o, found))
-            for i in found:
-                if counts.get(id(i), 0) is None: raise Refused("it has a layer in itself")
-            path += [(i, None) for i in found]
+        if inner_known: counts[id(o)] = 1 + sum(counts[id(i)] for i in found)
         else:
-            counts[id(o)] = 1 + sum(counts[id(i)] for i in found)
+            counts[id(o)] = None
+            if any(counts.get(id(i), 0) is None for i in found): raise Refused("it has a layer in itself")
+            path += [(o, True), *((i, False) for i in found)]
     return counts[id(model)]
 
 
