@@ -11,6 +11,7 @@ from fastai.learner import Learner
 from fastai.losses import LabelSmoothingCrossEntropy
 from fastai.metrics import accuracy, top_k_accuracy
 from fastai.torch_core import set_seed
+from fastcore.all import noop
 
 from . import schedule  # noqa: F401    gives Learner its fit_warmup_cosine
 from .callbacks import EMA, GrowImages, Mix, Precision, RunLog, SaveBest, SaveLast, SeedEpochs, StopOnNaN, StopOnSignal, fingerprint, load_weights
@@ -139,17 +140,32 @@ def load_safetensors(model, path):
     except Exception as e: raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]}).") from e
 
 
-def load_run(run, images=True, last=False):
+def load_run(run, images=True):
     """The Learner of a finished run folder, or of an archived one, with the weights that its metrics.json speaks of, and its data. Errors: UserError.
 
-    images: without them, noise stands in for the data set, which then need not be there. last: the last weights, also where others were chosen."""
-    cfg, models = read_settings(run), Path(run) / "models"
+    images: without them, noise stands in for the data set, which then need not be there."""
+    return load_chosen(new_learner(run, images))
+
+
+def new_learner(run, images=True):
+    "The Learner of a run folder as it was before it was trained. Errors: UserError."
+    cfg = read_settings(run)
     dls = get_dls(cfg) if images else stand_in_dls(cfg, read_config(run, lambda about: about["data"]))
-    learn = get_learner(dls, cfg, path=run)
-    if not last and (models / "best.pth").exists(): load_weights(learn, "best")
-    elif not models.exists() and (weights := Path(run) / "model.safetensors").exists(): load_safetensors(learn.model, weights)
-    else:
-        with last_state(run) as (path, state):
-            if not last: check_best(path, state)
-            learn.model.load_state_dict(state.get("ema", state)["model"])
+    return get_learner(dls, cfg, path=run)
+
+
+def load_chosen(learn):
+    "`learn` with the weights that count: of the epoch that was chosen on valid, or else the last. Errors: UserError."
+    models = learn.path / "models"
+    if (models / "best.pth").exists(): load_weights(learn, "best")
+    elif not models.exists() and (weights := models.with_name("model.safetensors")).exists(): load_safetensors(learn.model, weights)
+    else: load_last(learn, check_best)
+    return learn
+
+
+def load_last(learn, check=noop):
+    "`learn` with the last weights, after a `check` of where they are and what is beside them. Errors: UserError."
+    with last_state(learn.path) as (path, state):
+        check(path, state)
+        learn.model.load_state_dict(state.get("ema", state)["model"])
     return learn

@@ -256,15 +256,15 @@ def main(args=None):
         quiet_imports()
         log_to_screen()
         run = parser.parse_args(args).run or newest_run()
-        from .learner import load_run
+        from .learner import load_chosen, load_last, new_learner
         cfg, notes = read_settings(run), list[str]()
         history = attempt(notes, *([partial(saved_history, run)] if (run / "models").exists() else []), partial(read_history, run)) or []
         if len(history) < cfg.epochs:
             notes.append(f"The run is not finished: {len(history)} of {cfg.epochs} epochs. This is what there is.")
             log.info("%s", notes[-1])
-        learn = attempt(notes, partial(load_run, run))
-        chosen, learn = bool(learn), learn or attempt(notes, partial(load_run, run, last=True))
-        if learn: write_report(learn, cfg, history, notes, chosen)
+        learn = attempt(notes, partial(new_learner, run))
+        chosen = learn and attempt(notes, partial(load_chosen, learn))
+        if chosen or learn and attempt(notes, partial(load_last, learn)): write_report(learn, cfg, history, notes, bool(chosen))
         else: write_file(run / "report.html", page(run, cfg, history, notes))
         log.info("The report is %s", run / "report.html")
 
