@@ -144,7 +144,7 @@ muon = partial(TrainConfig, valid_pct=0.0, aug="light", augment="batch", bs=512,
 PRESETS = {
     "standard": TrainConfig,
     "fast": lambda: muon(preset="fast", epochs=18, sizes="16x4,20x4,24x4,28x3,32x3"),
-    "best": lambda: muon(preset="best", epochs=50, sizes="16x10,20x10,24x14,28x8,32x8", cutmix=1.0, mix_prob=0.5, mix_end=0.9),
+    "best": lambda: muon(preset="best", epochs=60, sizes="16x12,20x12,24x12,28x12,32x12", cutmix=1.0, mix_prob=0.5),
     "smoke": lambda: TrainConfig(preset="smoke", dataset="digits", arch="resnet8", epochs=30, bs=32, warmup=0.2),
 }
 FREE_ON_RESUME = ("preset", "data", "device", "workers", "runs", "resume", "dry_run", "seeds", "lr_find", "show_batch", "profile", "tensorboard", "wandb")  # no effect on the weights
