@@ -13,7 +13,7 @@ from .config import FREE_ON_RESUME, TrainConfig, read_config
 from .errors import UserError, one_line_errors
 from .files import write_file
 from .report import attempt, read_history, read_metrics
-from .terminal import log, log_to_screen, quiet_imports
+from .terminal import console, log, log_to_screen, quiet_imports
 
 ASIDE = {*FREE_ON_RESUME, "name"} - {"preset"}         # settings that make no difference worth a column
 
@@ -32,20 +32,18 @@ def differing(runs):
 
 
 def result(run):
-    "Best valid and test top-1 in percent and minutes, as text."
+    "Best valid and test top-1 in percent and minutes, as text by its heading."
     metrics = run["metrics"] or {"valid": None, "test": None, "seconds": sum(o["seconds"] for o in run["history"])}
     valid = [o["top1"] for o in (*run["history"], metrics["valid"] or {"top1": None}) if o["top1"] is not None]
     test = f"{100 * metrics['test']['top1']:.2f}" if metrics["test"] else "-" if run["metrics"] else "unfinished"
-    return f"{100 * max(valid):.2f}" if valid else "-", test, f"{metrics['seconds'] / 60:.1f}"
+    return {"valid, %": f"{100 * max(valid):.2f}" if valid else "-", "test, %": test, "minutes": f"{metrics['seconds'] / 60:.1f}"}
 
 
 def table(runs):
-    "The lines of a table of `runs`."
-    names = differing(runs)
-    rows = [("run", *names, "valid, %", "test, %", "minutes")]
-    rows += [(label(o, runs), *(str(o["settings"][k]) for k in names), *result(o)) for o in runs]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows]
+    "The lines of a table of `runs`; columns that have no room in the width of the terminal go below the others."
+    import pandas as pd
+    rows = {label(o, runs): {**{k: str(o["settings"][k]) for k in differing(runs)}, **result(o)} for o in runs}
+    return pd.DataFrame.from_dict(rows, orient="index").to_string(line_width=console.width, max_colwidth=None).splitlines()
 
 
 def means(runs):
@@ -76,8 +74,8 @@ def write_curves(runs, path):
     from .plots import curves
     valid = any(o["top1"] is not None for run in runs for o in run["history"])
     key, scale, title, unit = ("top1", 100, "Accuracy on valid", "top-1, %") if valid else ("train_loss", 1, "Loss in training, label-smoothed", "loss")
-    for run in runs:
-        if all(o[key] is None for o in run["history"]): log.info("%s has no %s: it is not among the curves", label(run, runs), title.lower())
+    without = [label(run, runs) for run in runs if all(o[key] is None for o in run["history"])]
+    if without: log.info("Not among the curves, as they have no %s: %s", title.lower(), ", ".join(without))
     lines = {label(run, runs): ([o["epoch"] for o in run["history"]], [None if o[key] is None else scale * o[key] for o in run["history"]]) for run in runs}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, curves(lines, title, "epoch", unit))

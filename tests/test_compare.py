@@ -34,10 +34,21 @@ def test_the_table_has_the_settings_that_differ_and_the_results(runs, tmp_path, 
     text = out(capsys, *sorted(runs.iterdir()), "--plot", tmp_path / "c.png")
     lines = [o.split("  ", 1)[1] if o[:2] == "20" else o for o in text.splitlines()]
     header = next(o for o in lines if "valid, %" in o).split()
-    assert header[:3] == ["run", "epochs", "seed"] and "arch" not in header
+    assert header[:2] == ["epochs", "seed"] and "arch" not in header
     test = json.loads((runs / "pair-6" / "metrics.json").read_text())["test"]["top1"]
     assert any(f"{100 * test:.2f}" in o and "pair-6" in o for o in lines)
     with Image.open(tmp_path / "c.png") as img: assert img.size[0] > 300
+
+
+def test_columns_without_room_go_below(runs, tmp_path, capsys):
+    other = shutil.copytree(runs / "short", tmp_path / "other")
+    about = json.loads((other / "config.json").read_text())
+    about["settings"] |= {"sizes": "8x10,16x10,24x10,32x10", "aug": "trivial", "opt": "muon", "cutmix": 1.0, "mix_prob": 0.5, "schedule": "linear", "lr": 0.0625}
+    (other / "config.json").write_text(json.dumps(about))
+    lines = out(capsys, *sorted(runs.iterdir()), other, "--plot", tmp_path / "c.png").split("±")[0].splitlines()[:-1]
+    lines = [o.split("  ", 1)[1] if o[:2] == "20" else o for o in lines]
+    assert all(len(o) <= compare.console.width for o in lines) and sum("pair-6 " in o for o in lines) > 1
+    assert any("8x10,16x10,24x10,32x10" in o for o in lines) and "minutes" in "".join(lines)
 
 
 def test_runs_that_differ_in_seed_alone_have_a_mean(runs, tmp_path, capsys):
