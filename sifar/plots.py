@@ -1,13 +1,18 @@
 """Figures as PNG: curves, bars, matrices and sheets of pictures, in colours that the colour-blind can tell apart."""
 import io
+import warnings
 from contextlib import contextmanager
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import MaxNLocator
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"       # Okabe and Ito: https://jfly.uni-koeln.de/color/
 DASHES = "-", "--", ":", "-."
+FONTS = "DejaVu Sans", "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic", "Microsoft YaHei", "WenQuanYi Micro Hei"    # matplotlib's own, and where there is one a wider one
+rcParams["font.family"] = [o for o in FONTS if o in get_font_names()]
 
 
 @contextmanager
@@ -26,7 +31,9 @@ def figure(width=6.4, height=3.6, title=None, **axis):
 
 def to_png(fig):
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")      # what no font has is drawn as a box
+        fig.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
 
 
