@@ -77,13 +77,8 @@ def run_callbacks(learn, cfg, bar):
 def trackers(learn, cfg):
     "fastai's callbacks for TensorBoard and Weights & Biases, where `cfg` asks for them. Errors: UserError where the package is missing."
     try:
-        if cfg.tensorboard:
-            yield tensorboard_callback(learn.path / "tensorboard")
-        if cfg.wandb:
-            import wandb
-            from fastai.callback.wandb import WandbCallback
-            wandb.init(project="sifar", name=learn.path.name, dir=learn.path, config=asdict(cfg))
-            yield WandbCallback(log_preds=False, log_model=False)
+        if cfg.tensorboard: yield tensorboard_callback(learn.path / "tensorboard")
+        if cfg.wandb: yield wandb_callback(learn.path, cfg)
     except ImportError as e: raise UserError(f"--{'tensorboard' if 'tensorboard' in str(e) else 'wandb'} needs a package that is not installed: pip install {e.name}") from e
 
 
@@ -97,6 +92,21 @@ def tensorboard_callback(folder):
             self.writer.add_scalar("train_loss", self.smooth_loss, self.train_iter)
             self.writer.add_scalar("lr", self.opt.hypers[-1]["lr"], self.train_iter)
     return TensorBoard(folder, trace_model=False, log_preds=False)
+
+
+def wandb_callback(run, cfg):
+    "fastai's WandbCallback for the run folder `run`; W&B gets the settings from here, as fastai cannot read those of torch's optimizers."
+    import wandb
+    from fastai.callback.wandb import WandbCallback
+
+    class Wandb(WandbCallback):
+        def before_fit(self):
+            self.learn.gather_args = dict
+            super().before_fit()
+            del self.learn.gather_args
+    try: wandb.init(project="sifar", name=run.name, dir=run, config=asdict(cfg), reinit="finish_previous")
+    except wandb.Error as e: raise UserError(f"Weights & Biases did not start ({' '.join(str(e).split())}): run `wandb login`, or set WANDB_MODE=offline.") from e
+    return Wandb(log_preds=False, log_model=False)
 
 
 def resume(learn, cbs):
