@@ -1,7 +1,5 @@
 """What one looks at before a training: learning rates, augmented images, and where the time goes."""
-import os
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +9,13 @@ from fastai.callback.schedule import SuggestionMethod
 from fastai.callback.training import ShortEpochCallback
 from fastai.learner import Callback
 from fastai.torch_core import TensorImage
-from torch.profiler import ProfilerActivity
+from torch.profiler import ProfilerActivity, record_function
 
 from .callbacks import EMA, GrowImages, Mix, SeedEpochs, StopOnNaN
 from .errors import UserError, out_of_memory
 from .files import write_file
 from .learner import get_learner
-from .terminal import log
+from .terminal import log, silent_stderr
 
 SUGGESTIONS = "valley", "steep", "slide", "minimum"
 
@@ -99,17 +97,15 @@ def mixed_label(shares, vocab):
 
 
 class Phases(Callback):
-    "Seconds that each part of a training step takes; a device that runs by itself is waited for."
+    "Marks the parts of a training step for torch's profiler; a device that runs by itself is waited for."
     order = 1000
     names = "data", "forward", "backward", "optimizer", "other"
-
-    def __init__(self): self.seconds, self.part, self.since = dict.fromkeys(self.names, 0.0), None, 0.0
+    part = None
 
     def enter(self, name):
         if self.dls.device.type == "cuda": torch.cuda.synchronize()
-        now = time.perf_counter()
-        if self.part: self.seconds[self.part] += now - self.since
-        self.part, self.since = name, now
+        if self.part: self.part.__exit__(None, None, None)
+        self.part = name and record_function(name).__enter__()
 
     def before_train(self): self.enter("data")
     def before_batch(self): self.enter("forward")
@@ -123,23 +119,21 @@ class Phases(Callback):
 
 
 def profile(cfg, dls, steps=8):
-    "Lines that say where the time of a training step goes: the shares of its parts, and the five operators that take most."
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")         # no word of its own about GPUs that are not there
-    learn, phases = get_learner(dls, cfg), Phases()
-    short = ShortEpochCallback(min(1, steps / len(dls.train)), short_valid=False)
+    "Ten lines that say where the time of a training step goes: the shares of its parts, and the four operators that take most."
+    learn, n = get_learner(dls, cfg), min(steps, len(dls.train))
+    cbs = [ShortEpochCallback(n / len(dls.train), short_valid=False), StopOnNaN()]
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if dls.device.type == "cuda" else [])]
     with learn.no_bar(), learn.no_logging():
-        learn.fit(1, cbs=[short, StopOnNaN()])                                                  # warms up
-        learn.fit(1, cbs=[short, StopOnNaN(), phases])
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if dls.device.type == "cuda" else [])]
-        with torch.profiler.profile(activities=activities) as prof: learn.fit(1, cbs=[short, StopOnNaN()])
-    total = sum(phases.seconds.values())
-    n = min(steps, len(dls.train))
-    yield f"{total / n * 1000:.0f} ms a step of {dls.train.bs} images, {n * dls.train.bs / total:.0f} images/s"
-    for k, v in phases.seconds.items(): yield f"  {k:<10} {100 * v / total:5.1f} %"
+        learn.fit(1, cbs=cbs)                                                   # warms up
+        with silent_stderr(), torch.profiler.profile(activities=activities) as prof: learn.fit(1, cbs=[*cbs, Phases()])
+    events = {o.key: o for o in prof.key_averages()}
+    parts = {k: events[k].cpu_time_total for k in Phases.names}                 # microseconds
+    total = sum(parts.values())
+    yield f"{total / n / 1000:.0f} ms a step of {dls.train.bs} images, {1e6 * n * dls.train.bs / total:.0f} images/s, under torch's profiler"
+    for k, v in parts.items(): yield f"  {k:<10} {100 * v / total:5.1f} %"
     key = "self_device_time_total" if dls.device.type == "cuda" else "self_cpu_time_total"
-    events = sorted((o for o in prof.key_averages() if o.key.startswith("aten::")), key=lambda o: -getattr(o, key))
-    whole = sum(getattr(o, key) for o in events)
-    yield "Of all operators: " + ", ".join(f"{o.key.removeprefix('aten::')} {100 * getattr(o, key) / whole:.0f} %" for o in events[:5])
+    operators = {k.removeprefix("aten::"): getattr(o, key) for k, o in events.items() if k.startswith("aten::")}
+    for k in sorted(operators, key=operators.__getitem__, reverse=True)[:4]: yield f"  {100 * operators[k] / sum(operators.values()):5.1f} % of all operators: {k}"
 
 
 def explore(cfg, dls, folder):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -56,6 +57,17 @@ def quiet_imports():
     "Silence two warnings that fastai's own imports give, and no others."
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*[Pp]andas.*", module="fastai.*")
+
+
+@contextmanager
+def silent_stderr():
+    "Drop what is written to standard error meanwhile, such as the two lines that torch's profiler has for every use of it."
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere: os.dup2(nowhere.fileno(), 2)
+    try: yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def log_to_file(path):
