@@ -203,7 +203,8 @@ def build(path):
         api = gr.Button(visible=False)
         api.click(predict, image, labels, api_name="predict", preprocess=False)
         api.click(predict_batch, files, table, api_name="predict_batch", preprocess=False)
-    return page.queue(max_size=128, default_concurrency_limit=2, status_update_rate=1)          # by default each answer tells all who wait
+    # One prediction at a time, which uses all cores anyway; and by default each answer tells all who wait.
+    return page.queue(max_size=128, default_concurrency_limit=1, status_update_rate=1)
 
 
 @contextmanager
@@ -229,7 +230,8 @@ def main(args=None):
         page = build(find_model(parser.parse_args(args).model))
         theme = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         logging.getLogger("uvicorn.error").addFilter(lambda o: not (o.exc_info and isinstance(o.exc_info[1], ClientDisconnect)))      # no traceback for who hangs up
-        page.launch(theme=theme, css=CSS, footer_links=["api", "settings"], max_file_size=f"{MAX_MB}mb", show_error=False)
+        page.launch(theme=theme, css=CSS, footer_links=["api", "settings"], max_file_size=f"{MAX_MB}mb", show_error=False,
+                    state_session_capacity=256)        # of sessions that Gradio remembers, 30 kB each; by default 10,000
 
 
 if __name__ == "__main__": main()

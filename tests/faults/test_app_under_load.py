@@ -18,7 +18,7 @@ from sifar import Predictor, TrainConfig, get_dls, get_learner
 from sifar.share import some_images
 
 pytestmark = pytest.mark.slow
-CLIENTS, SECONDS, AT_ONCE = 64, 120, 2          # AT_ONCE: the page's default_concurrency_limit
+CLIENTS, SECONDS, AT_ONCE = 64, 120, 1          # AT_ONCE: the page's default_concurrency_limit
 
 
 @pytest.fixture(scope="module")
