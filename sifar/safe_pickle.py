@@ -75,6 +75,8 @@ class Inspector(pickle._Unpickler):
         if not ok: raise Refused(what)
 
     def find_class(self, module, name):
+        if module == "pathlib._local": module = "pathlib"       # of Python 3.13
+        if (module, name) == ("pathlib", "WindowsPath"): name = "PosixPath"
         full = f"{module} {name}"
         self.need("." not in name, f"it uses {full}")
         if full not in self.names:
@@ -273,7 +275,7 @@ class SafeUnpickler(pickle._Unpickler):
         self.inspector(content).load()
         super().__init__(io.BytesIO(content), **kwargs)
 
-    def find_class(self, module, name): return Path if name in ("PosixPath", "WindowsPath") else super().find_class(module, name)
+    def find_class(self, module, name): return Path if module in ("pathlib", "pathlib._local") else super().find_class(module, name)
 
 
 def load_learner(path, cpu=True, unpickler=SafeUnpickler):

@@ -38,7 +38,8 @@ def needed(folder):
     class Recorder(Inspector):
         def allow(self, kind, name): seen.add(f"{kind} {name}")
     for settings in (*({"arch": o, "precision": "fp32"} for o in (*ARCHS, *TIMM)), {"precision": "bf16"},
-                     {"precision": "bf16", "opt": "muon", "augment": "batch"}, {"precision": "fp32", "opt": "adamw", "no_wd_norm": True}):
+                     {"precision": "bf16", "opt": "muon", "augment": "batch"}, {"precision": "fp32", "opt": "muon"}, {"precision": "fp16", "opt": "muon"},
+                     {"precision": "fp32", "opt": "adamw", "no_wd_norm": True}):
         cfg = TrainConfig(dataset="digits", **{"arch": "resnet8", **settings})
         learn = get_learner(get_dls(cfg), cfg, path=folder)
         if cfg.arch == "resnet8":
@@ -346,6 +347,14 @@ def test_a_method_that_is_planted_in_a_real_learner_is_refused(exported, tmp_pat
         plant(learn.model)
         with warnings.catch_warnings(action="ignore"): torch.save(learn, tmp_path / "learner.pkl", pickle_protocol=2)
         assert "not safe to load" in refusal(tmp_path / "learner.pkl")
+
+
+@pytest.mark.parametrize("path", [b"pathlib\nWindowsPath", b"pathlib._local\nPosixPath", b"pathlib._local\nWindowsPath"])
+def test_a_learner_from_another_system_or_python_loads(exported, tmp_path, path):
+    with zipfile.ZipFile(exported[0] / "learner.pkl") as old, zipfile.ZipFile(tmp_path / "learner.pkl", "w") as new:
+        for o in old.infolist(): new.writestr(o.filename, old.read(o).replace(b"cpathlib\nPosixPath\n", b"c" + path + b"\n"))
+        assert old.read("learner/data.pkl") != new.read("learner/data.pkl")
+    assert isinstance(load_learner(tmp_path / "learner.pkl").path, Path)
 
 
 def test_the_sum_of_the_file_is_in_model_json(exported):
