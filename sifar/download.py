@@ -13,6 +13,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from .errors import UserError
 
 STALLED = 30                # seconds without a byte after which the next mirror is tried
@@ -49,12 +51,14 @@ def fetch(archive, data):
     data = Path(data).parent if Path(data).name == archive.folder else Path(data)
     folder, path = data / archive.folder, data / archive.name
     if folder.is_dir(): return folder
-    if path.is_file():
-        if md5(path) != archive.md5:
+    data.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):        # of two trainings that start at once, one waits for the other
+        if folder.is_dir(): return folder
+        if not path.is_file(): download(archive, path)
+        elif md5(path) != archive.md5:
             raise UserError(f"{path} is damaged or not the official archive (its MD5 is not {archive.md5}): delete it and run again to download it.")
-    else: download(archive, path)
-    unpack(archive, path, folder)
-    return folder
+        unpack(archive, path, folder)
+        return folder
 
 
 def md5(path):
@@ -64,7 +68,6 @@ def md5(path):
 def download(archive, path):
     "Download `archive` to `path` from the first mirror that delivers it whole; a broken-off download is resumed."
     part = path.with_name(f"{path.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
     failures = []
     for url in archive.urls:
         resumed = True

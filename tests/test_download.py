@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ def test_an_archive_is_downloaded_checked_and_unpacked(mirrors, tmp_path):
     assert len(load(tmp_path / "new").images) == 600
     assert len(load(tmp_path / "new").images) == 600
     assert asked == [("/a/x.tar.gz", 0)], "once, from the first mirror"
-    assert sorted(o.name for o in (tmp_path / "new").iterdir()) == ["cifar-100-python", "x.tar.gz"]
+    assert sorted(o.name for o in (tmp_path / "new").iterdir()) == [".x.tar.gz.lock", "cifar-100-python", "x.tar.gz"]
 
 
 @pytest.mark.parametrize("first", [(b"", 404), (b"<html>sign in</html>", "good"), (b"x" * 5_000_000, "good"), (b"x" * 5_000_000, "no length"), (b"<html>", "no length")])
@@ -48,7 +49,7 @@ def test_wrong_bytes_are_never_taken_for_data(mirrors, tmp_path):
     content[len(content) // 2] ^= 1
     mirrors((bytes(content), "good"), (bytes(content), "good"))
     with pytest.raises(UserError, match="its MD5 differs"): load(tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("[!.]*"))
 
 
 def test_a_slow_mirror_is_left_for_the_next(mirrors, tmp_path, monkeypatch):
@@ -97,7 +98,7 @@ def test_an_archive_with_a_strange_member_is_refused(mirrors, tmp_path, monkeypa
     let_sum_fit(monkeypatch, path)
     with pytest.raises(UserError, match="is no plain file of|is far larger than") as e: load(path.parent)
     assert str(path) in e.value.text and STRANGE[what].name in e.value.text
-    assert sorted(tmp_path.rglob("*")) == [path.parent, path]
+    assert sorted(o for o in tmp_path.rglob("*") if o.suffix != ".lock") == [path.parent, path]
 
 
 def test_an_archive_that_lacks_files_is_refused(mirrors, tmp_path, monkeypatch):
@@ -105,6 +106,12 @@ def test_an_archive_that_lacks_files_is_refused(mirrors, tmp_path, monkeypatch):
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress(member(f"{FOLDER}/train").tobuf() + bytes(512)))
     let_sum_fit(monkeypatch, tmp_path / "x.tar.gz")
     with pytest.raises(UserError, match="meta, test not found"): load(tmp_path)
+
+
+def test_two_that_start_at_once_download_once(mirrors, tmp_path):
+    asked = mirrors((None, "whole"), (None, "whole"))
+    with ThreadPoolExecutor() as pool: found = list(pool.map(load, [tmp_path / "new"] * 4))
+    assert len(asked) == 1 and all(len(o.train) == len(found[0].train) > 0 for o in found)
 
 
 def test_no_mirror_at_all_is_one_line(mirrors, tmp_path):

@@ -83,7 +83,7 @@ def test_mutated_archives(mirrors, tmp_path, campaign, mutate):
     for _ in range(30):
         (tmp_path / "x.tar.gz").write_bytes(mutate(rng, good))
         with pytest.raises(UserError, match="x.tar.gz is damaged or not the official archive"): load(data=str(tmp_path))
-        assert [o.name for o in tmp_path.iterdir()] == ["x.tar.gz"]
+        assert [o.name for o in tmp_path.glob("[!.]*")] == ["x.tar.gz"]
     campaign("archives truncated or with a bit flipped", 30, 30)
 
 
