@@ -120,8 +120,6 @@ class TrainConfig:
                 ("name", self.name is None or Path(self.name).name == self.name and self.name.strip("."), "a plain folder name, without slashes")):
             if not ok: raise UserError(f"{flag(name)} {getattr(self, name)} is out of range: it must be {rule}.")
         if not self.arch.startswith("timm:"): nearest("architecture", self.arch, ARCHS, "or timm:NAME")
-        if self.dataset not in DATASETS and not Path(self.dataset).is_dir():
-            nearest("data set", str(self.dataset), DATASETS, "or the path of a folder of images")
         if self.sz != 32 and self.dataset in DATASETS:
             raise UserError(f"--sz {self.sz} is for folders of images: {self.dataset} has 32 pixels.")
         if self.sizes is not None and not all(8 <= o <= self.sz for o in parse_sizes(self.sizes)):
@@ -148,6 +146,11 @@ PRESETS = {
     "smoke": lambda: TrainConfig(preset="smoke", dataset="digits", arch="resnet8", epochs=30, bs=32, warmup=0.2),
 }
 FREE_ON_RESUME = ("preset", "data", "device", "workers", "runs", "resume", "dry_run", "seeds", "lr_find", "show_batch", "profile", "tensorboard", "wandb")  # no effect on the weights
+
+
+def check_dataset(name):
+    "Raise a UserError where `name` is no data set; that of an old run need not be there until it is read."
+    if not Path(name).is_dir(): nearest("data set", str(name), DATASETS, "or the path of a folder of images")
 
 
 def flag(name): return f"--{name.replace('_', '-')}"
@@ -211,6 +214,7 @@ def parse_args(args=None):
     except argparse.ArgumentError: known = first.parse_args([])       # tyro will say what is wrong
     old = PRESETS[known.preset]() if known.resume is None else read_settings(known.resume)
     cfg = cli(TrainConfig, args, "train.py", default=old)
+    check_dataset(cfg.dataset)
     if cfg.resume: check_resumable(old, cfg)
     return cfg
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .config import TrainConfig
+from .config import TrainConfig, check_dataset
 from .download import CIFAR10, CIFAR100, fetch
 from .errors import UserError
 from .files import write_file
@@ -57,6 +57,7 @@ class ImageData:
 
 def load_data(cfg: TrainConfig):
     "The data set that `cfg` names, as ImageData. Errors: UserError for whatever is missing, damaged or out of range."
+    check_dataset(cfg.dataset)
     if cfg.dataset == "digits": data = read_digits()
     elif cfg.dataset in CIFARS: data = read_cifar(CIFARS[cfg.dataset], cfg.data)
     else: data = read_folder(Path(cfg.dataset), cfg.sz, Path(cfg.data) / "cache")

@@ -1,6 +1,6 @@
 """Data, model, loss, optimizer, metrics and callbacks put together as a fastai Learner."""
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -159,7 +159,7 @@ def load_run(run, images=True):
 
 def new_learner(run, images=True):
     "The Learner of a run folder as it was before it was trained. Errors: UserError."
-    cfg = read_settings(run)
+    cfg = replace(read_settings(run), device="auto")           # it may have been trained on another machine
     dls = get_dls(cfg) if images else stand_in_dls(cfg, read_config(run, lambda about: about["data"]))
     return get_learner(dls, cfg, path=run)
 
