@@ -25,9 +25,9 @@ SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 def newest_run(runs="runs"):
     "The run in the folder `runs` that was finished last. Errors: UserError where there is none."
-    done = sorted(Path(runs).glob("*/*/metrics.json"), key=lambda o: o.stat().st_mtime)
+    done = [o for o in Path(runs).glob("*/*/history.csv") if o.with_name("metrics.json").is_file()]         # a new report writes metrics.json anew
     if not done: raise UserError(f"{runs} holds no finished run: train one with python train.py, or name a run folder.")
-    return done[-1].parent
+    return max(done, key=lambda o: o.stat().st_mtime).parent
 
 
 @contextmanager

@@ -138,6 +138,7 @@ def write_onnx(learn, path):
     except ImportError as e: raise UserError(f"--onnx needs {e.name}: pip install onnx onnxscript onnxruntime") from e
     classifier, _ = get_classifier(learn)
     images, probs = some_probs(learn)
+    classifier.cpu()
     x = torch.from_numpy(images)
     program = torch.onnx.export(classifier, (x[:2],), dynamo=True, external_data=False, verbose=False, input_names=["images"],
                                 output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},))

@@ -79,6 +79,15 @@ def test_a_run_is_exported_without_its_data_set(tmp_path, tiny_cifar):
     assert Predictor(run).predict(image, 1)[0][1] == pytest.approx(want.item(), abs=0.01)
 
 
+def test_a_run_is_exported_where_its_gpu_and_its_folder_of_images_are_not(run_folder, tmp_path):
+    run = shutil.copytree(run_folder, tmp_path / "a")
+    about = json.loads((run / "config.json").read_text())
+    about["settings"] |= {"device": "cuda:7", "dataset": str(tmp_path / "moved")}
+    (run / "config.json").write_text(json.dumps(about))
+    export.main([str(run)])
+    assert json.loads((run / "model.json").read_text())["dataset"] == "moved"
+
+
 def test_an_archived_run_is_half_as_large_and_exports_to_the_same_classifier(run_folder, tmp_path):
     archive(run_folder, tmp_path)
     assert [str(o.relative_to(tmp_path)) for o in sorted(tmp_path.iterdir())] == ["config.json", "history.csv", "metrics.json", "model.safetensors"]
@@ -145,7 +154,8 @@ def test_a_run_that_is_not_finished_or_damaged_is_one_line(run_folder, tmp_path,
 
 def test_the_newest_finished_run_is_the_default(run_folder, tmp_path, monkeypatch, capsys):
     for name in ("old", "new"): shutil.copytree(run_folder, tmp_path / "runs" / "digits" / name, ignore=shutil.ignore_patterns("learner.pkl", "model.*"))
-    os.utime(tmp_path / "runs" / "digits" / "old" / "metrics.json", (1, 1))
+    os.utime(tmp_path / "runs" / "digits" / "old" / "history.csv", (1, 1))
+    os.utime(tmp_path / "runs" / "digits" / "new" / "metrics.json", (1, 1))         # the old one got a new report
     monkeypatch.chdir(tmp_path)
     export.main([])
     assert (tmp_path / "runs" / "digits" / "new" / "learner.pkl").exists() and not (tmp_path / "runs" / "digits" / "old" / "learner.pkl").exists()
