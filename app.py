@@ -196,15 +196,16 @@ def build(path):
         with gr.Tab("About"): gr.Markdown(about(path, predictor), elem_id="about")
 
         # Gradio must not open what was uploaded, our code does: preprocess=False. One event sets all that belongs together, and the last one wins.
-        private = {"preprocess": False, "api_visibility": "private", "trigger_mode": "always_last", "show_progress": "minimal"}
+        # All of them share one place in the queue, as a prediction uses all cores.
+        common = {"preprocess": False, "concurrency_id": "model", "concurrency_limit": 1}
+        private = {**common, "api_visibility": "private", "trigger_mode": "always_last", "show_progress": "minimal"}
         image.change(show, image, [labels, note, seen, choice, heat], **private)
         choice.input(why, [image, choice], heat, **private)
         files.change(show_many, files, [table, shown, download], **private)
         api = gr.Button(visible=False)
-        api.click(predict, image, labels, api_name="predict", preprocess=False)
-        api.click(predict_batch, files, table, api_name="predict_batch", preprocess=False)
-    # One prediction at a time, which uses all cores anyway; and by default each answer tells all who wait.
-    return page.queue(max_size=128, default_concurrency_limit=1, status_update_rate=1)
+        api.click(predict, image, labels, api_name="predict", **common)
+        api.click(predict_batch, files, table, api_name="predict_batch", **common)
+    return page.queue(max_size=128, status_update_rate=1)           # by default each answer tells all who wait
 
 
 @contextmanager
@@ -216,8 +217,10 @@ def upload_folder():
             for o in Path(get_upload_folder()).glob("tmp*"):
                 if o.is_file() and time.time() - o.stat().st_mtime > KEPT: o.unlink(missing_ok=True)
 
-    with TemporaryDirectory(prefix="sifar-", ignore_cleanup_errors=True) as folder:
-        os.environ.setdefault("GRADIO_TEMP_DIR", folder)
+    above = os.environ.get("GRADIO_TEMP_DIR")
+    if above: Path(above).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="sifar-", dir=above, ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
         threading.Thread(target=sweep, daemon=True).start()
         yield
 

@@ -383,3 +383,9 @@ def test_the_space_runs_in_a_fresh_environment(exported, browser, pictures, tmp_
         tab.locator("text=/\\d+ ms/").wait_for(timeout=60_000)
         assert "Traceback" not in page.log()
     finally: page.close()
+
+
+def test_uploads_get_a_folder_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "mine"))
+    with app.upload_folder(): assert Path(app.get_upload_folder()).parent == tmp_path / "mine", "what else is in there is not deleted"
+    assert not list((tmp_path / "mine").iterdir())

@@ -138,7 +138,7 @@ def test_uploads_do_not_stay(exported, pictures, tmp_path, campaign):
         with httpx.Client(base_url=page.url, timeout=60) as c:
             for path in pictures: ask(c, path.read_bytes(), name=path.name)
         for _ in range(10): break_off(page.url)
-        while not list((tmp_path / "uploads").glob("tmp*")): time.sleep(0.1)
+        while not list((tmp_path / "uploads").rglob("tmp*")): time.sleep(0.1)
         uploaded = [o for o in (tmp_path / "uploads").rglob("*") if o.is_file() and not re.search("examples", str(o))]
         assert len(uploaded) >= len(pictures)
         end = time.monotonic() + 1800
