@@ -84,7 +84,8 @@ def other_seeds(cfg, args, seed):
     "The command that trains the seeds from `seed` on."
     left = cfg.seed + cfg.seeds - seed
     name = ["--name", cfg.name if left > 1 else f"{cfg.name}-{seed}"] if cfg.name else []
-    return command("train.py", *without_flags(args, "seed", "seeds", "name"), "--seed", seed, *(["--seeds", left] if left > 1 else []), *name)
+    lr = ["--lr", cfg.lr] if isinstance(cfg.lr, float) else []              # that of the runs before, where it was --lr auto
+    return command("train.py", *without_flags(args, "seed", "seeds", "name", *(["lr"] if lr else [])), *lr, "--seed", seed, *(["--seeds", left] if left > 1 else []), *name)
 
 
 if __name__ == "__main__": main()
