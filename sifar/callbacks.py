@@ -129,11 +129,12 @@ class Mix(Callback):
     https://arxiv.org/abs/1710.09412 https://arxiv.org/abs/1905.04899 https://arxiv.org/abs/1909.09148"""
     run_valid = False
 
-    def __init__(self, mixup, cutmix, prob=1.0, end=1.0): self.mixup, self.cutmix, self.prob, self.end = mixup, cutmix, prob, end
+    def __init__(self, mixup, cutmix, prob=1.0, end=1.0): self.mixup, self.cutmix, self.prob, self.end, self.smoothed = mixup, cutmix, prob, end, None
 
     def before_fit(self):
         from timm.data import Mixup
-        self.mixer = Mixup(self.mixup, self.cutmix, prob=self.prob, label_smoothing=self.loss_func.eps, num_classes=self.dls.c)
+        self.after_loss()               # where an earlier fit was interrupted before it
+        self.mixer = Mixup(self.mixup, self.cutmix, prob=self.prob, label_smoothing=getattr(self.loss_func, "eps", 0), num_classes=self.dls.c)
 
     def before_epoch(self): self.mixer.mixup_enabled = self.epoch < self.end * self.n_epoch
 
@@ -142,7 +143,9 @@ class Mix(Callback):
         self.learn.xb, self.smoothed = (x,), self.loss_func
         self.learn.loss_func = lambda pred, _: F.cross_entropy(pred, self.targ)
 
-    def after_loss(self): self.learn.loss_func = self.smoothed
+    def after_loss(self):
+        if self.smoothed: self.learn.loss_func, self.smoothed = self.smoothed, None
+
     def after_cancel_batch(self): self.after_loss()
     def after_cancel_fit(self): self.after_loss()
 
@@ -153,12 +156,16 @@ class EMA(Callback):
     The decay rises to `decay` with the number of steps, so that the average forgets the first weights."""
     order = SaveModelCallback.order + 5         # in after_epoch between SaveBest, which saves the average, and SaveLast
 
-    def __init__(self, decay): self.decay, self.state = decay, None
+    def __init__(self, decay): self.decay, self.state, self.own = decay, None, None
 
     def before_fit(self):
+        self.after_epoch()              # where an earlier fit was interrupted while it validated
+        self.run = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")        # they are no training
+        if not self.run: return
         from timm.utils import ModelEmaV3
-        self.average, self.steps, self.own = ModelEmaV3(self.model, self.decay, use_warmup=True), 0, None
+        self.average, self.steps = ModelEmaV3(self.model, self.decay, use_warmup=True), 0
         if self.state: self.load(self.state)
+        self.state = None
 
     def after_batch(self):
         if not self.training: return

@@ -148,7 +148,9 @@ def make_dls(cfg, data, stats):
         item_tfms=Augment(item_tfms(cfg, data.mirrored, fill)),
         batch_tfms=[Normalize.from_stats(mean, std, cuda=False), *([BatchAugment(data.mirrored, fill, hole=cfg.aug == "standard")] if cfg.augment == "batch" else [])],
         dl_type=ArrayDL)
-    dls = block.dataloaders(rows, bs=min(cfg.bs, len(data.train)), num_workers=cfg.workers, device="cpu")
+    bs = min(cfg.bs, len(data.train))
+    if cfg.mixup or cfg.cutmix: bs -= bs % 2                # timm mixes pairs
+    dls = block.dataloaders(rows, bs=bs, num_workers=cfg.workers, device="cpu")
     dls.loaders.append(dls.test_dl(data.test.tolist(), with_labels=True, rm_type_tfms=0))
     dls.train.rng, dls.data, dls.stats = random.Random(cfg.seed), data, stats
     return dls

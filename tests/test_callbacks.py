@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from fastai.vision.all import Callback, CancelBatchException, CancelFitException, set_seed
+from fastai.vision.all import Callback, CancelBatchException, CancelFitException, CrossEntropyLossFlat, set_seed
 
 from sifar import TrainConfig, UserError, get_dls, get_learner
 from sifar.callbacks import Precision, StopOnNaN
@@ -253,3 +253,37 @@ def test_gradients_are_clipped():
         def before_step(self): norms.append(torch.stack([p.grad.norm() for p in self.model.parameters()]).norm().item())
     with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0, cbs=Look())
     assert max(norms) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_pairs_are_mixed_where_there_are_few_images():
+    learn = learner(mixup=0.2, bs=2048)
+    assert len(learn.dls.train) == 1
+    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0)
+
+
+class Interrupt(Callback):
+    "Ctrl-C in the first forward pass of training, or of validation."
+    order = -40
+    def __init__(self, training): self.when = training
+    def after_pred(self):
+        if self.training == self.when: raise KeyboardInterrupt
+
+
+def test_mixing_takes_any_loss_and_goes_on_after_an_interruption():
+    learn = learner(mixup=1.0)
+    learn.loss_func = CrossEntropyLossFlat()
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(KeyboardInterrupt): learn.fit_warmup_cosine(1, 0.01, 0, cbs=Interrupt(training=True))
+        learn.fit_warmup_cosine(1, 0.01, 0)
+    assert isinstance(learn.loss_func, CrossEntropyLossFlat)
+
+
+def test_an_average_is_left_alone_by_lr_find_and_by_an_interruption():
+    learn = learner(ema=0.9)
+    own, before = learn.model, {k: v.clone() for k, v in learn.model.state_dict().items()}
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(show_plot=False)
+        assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+        with pytest.raises(KeyboardInterrupt): learn.fit_warmup_cosine(1, 0.01, 0, cbs=Interrupt(training=False))
+        learn.fit_warmup_cosine(1, 0.01, 0)
+    assert learn.model is own and learn.recorder.values[-1][1:] == learn.validate()

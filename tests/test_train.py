@@ -15,6 +15,7 @@ from conftest import write_cifar
 
 import export
 import train
+from sifar import TrainConfig
 from sifar.learner import load_run
 
 resource = pytest.importorskip("resource", reason="POSIX limits and signals")
@@ -54,6 +55,8 @@ def assert_same_run(a, b):
     averages = [s.get("ema", {"model": {}})["model"] for s in (u, v)]
     assert averages[0].keys() == averages[1].keys() and all(torch.equal(averages[0][k], averages[1][k]) for k in averages[0])
     assert history(a) == history(b) and u["best"] == v["best"]
+    results = [{k: json.loads((o / "metrics.json").read_text())[k] for k in ("valid", "test")} for o in (a, b)]
+    assert results[0] == results[1]
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,11 @@ def test_seeds_that_are_interrupted_say_how_to_train_the_others(tmp_path):
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate()
     assert process.returncode == 130 and f"--resume {tmp_path / 'digits' / 's-5'}" in out and "--seed 6 --seeds 2 --name s" in out
+
+
+def test_the_other_seeds_get_the_lr_that_was_found():
+    line = train.other_seeds(TrainConfig(lr=0.05, seeds=3, seed=5), ["--lr", "auto", "--seeds", "3", "--seed", "5"], 6)
+    assert line.endswith("--lr 0.05 --seed 6 --seeds 2")
 
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path, capsys):
