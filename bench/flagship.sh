@@ -22,7 +22,10 @@ train() {       # NAME, then options: train, or go on with what is there, or lea
 nvidia-smi > "$out/gpu.txt" 2>&1 || echo "no NVIDIA GPU: a trial" | tee "$out/gpu.txt"
 for seed in ${SEEDS:-1 2 3}; do train "standard-$seed" cifar100 --valid-pct 0 --seed "$seed" "$@"; done
 "$python" -m sifar.compare --plot "$out/seeds.png" "$out"/runs/cifar100/standard-[0-9]* 2>&1 | tee "$out/seeds.txt"
-[ -e "$out/limits.md" ] || { "$python" -m bench.limits ${LIMITS:-} > "$out/limits.part" 2>> "$out/log.txt" && mv "$out/limits.part" "$out/limits.md"; }
+if [ ! -e "$out/limits.md" ]; then
+    "$python" -m bench.limits ${LIMITS:-} > "$out/limits.part" 2>> "$out/log.txt"
+    mv "$out/limits.part" "$out/limits.md"
+fi
 train standard-valid cifar100 "$@"
 for precision in fp32 auto; do train "20-epochs-$precision" cifar100 --seed 1 --precision "$precision" "$@" --epochs "${SHORT:-20}"; done
 train fast-batches cifar100 --valid-pct 0 --seed 1 --bs 512 --lr 0.2 "$@"

@@ -19,15 +19,11 @@ def best(figures, rounds=3): return max(islice(figures, 1, 1 + rounds))         
 
 
 def waiting(cfg, n):
-    "The share of the time of a fit on `n` images in which the device waits for data."
-    from fastai.callback.training import ShortEpochCallback
-
-    from sifar import get_dls, get_learner
-    from sifar.explore import Phases
-    learn, phases = get_learner(get_dls(cfg), cfg), Phases()
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(1, cbs=[ShortEpochCallback(n // cfg.bs / len(learn.dls.train), short_valid=False), phases])
-    return phases.seconds["data"] / sum(phases.seconds.values())
+    "The share of the time of at most 50 training steps in which the device waits for data."
+    from sifar import get_dls
+    from sifar.explore import step_times
+    parts, _ = step_times(cfg, get_dls(cfg), min(50, n // cfg.bs))
+    return parts["data"] / sum(parts.values())
 
 
 def main():

@@ -25,7 +25,7 @@ def ours(cfg, n):
     with learn.no_bar(), learn.no_logging():
         while True:
             start = time.perf_counter()
-            learn.fit_warmup_cosine(1, warmup=0, cbs=ShortEpochCallback(batches / len(learn.dls.train)))
+            learn.fit_warmup_cosine(1, warmup=0, cbs=ShortEpochCallback((batches - 1) / len(learn.dls.train)))      # it stops after the batch
             yield batches * cfg.bs / (time.perf_counter() - start)
 
 

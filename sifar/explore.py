@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.schedule import SuggestionMethod
 from fastai.callback.training import ShortEpochCallback
-from fastai.learner import Callback
-from fastai.torch_core import TensorImage
+from fastai.learner import Callback, CancelValidException
+from fastai.torch_core import TensorImage, to_device
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
-from .callbacks import EMA, GrowImages, Mix, SeedEpochs, StopOnNaN
+from .callbacks import GrowImages, Mix, SeedEpochs, StopOnNaN
 from .errors import UserError, out_of_memory
 from .files import write_file
 from .learner import get_learner
@@ -26,7 +27,6 @@ def find_lr(cfg, dls):
     No other learner on `dls` is touched. Errors: UserError where the losses say nothing."""
     with tempfile.TemporaryDirectory() as path:
         learn = get_learner(dls, cfg, path=Path(path))
-        learn.remove_cbs([o for o in learn.cbs if isinstance(o, EMA)])
         learn.add_cb(SeedEpochs(cfg.seed))
         try:
             with learn.no_bar(): found = learn.lr_find(suggest_funcs=[getattr(SuggestionMethod, o.title()) for o in SUGGESTIONS], show_plot=False)
@@ -75,7 +75,7 @@ def write_batches(cfg, dls, folder):
 def shown(dl, idxs, learn, n_epoch=1):
     "The training images number `idxs` of `dl` as `learn` sees them in the first of `n_epoch` epochs, as uint8, and their labels; where some are mixed, all are."
     dl.before_iter()
-    learn.xb, learn.yb = ([o] for o in dl.after_batch(dl.read([dl.items[i] for i in idxs])))
+    learn.xb, learn.yb = ([o] for o in dl.after_batch(to_device(dl.read([dl.items[i] for i in idxs]), dl.device)))
     learn.training, learn.epoch, learn.n_epoch = True, 0, n_epoch
     shares = F.one_hot(learn.yb[0].as_subclass(torch.Tensor), learn.dls.c).float()
     cbs = [o for o in learn.cbs.sorted("order") if isinstance(o, (GrowImages, Mix))]
@@ -116,18 +116,24 @@ class Phases(Callback):
     def after_step(self): self.enter("other")
     def after_batch(self): self.enter("data")
     def after_train(self): self.enter(None)
+    def before_validate(self): raise CancelValidException
+
+
+def step_times(cfg, dls, steps):
+    "Microseconds that `steps` training steps spend in each of their parts, and what torch's profiler saw on the side of the CPU, by its name."
+    learn, cbs = get_learner(dls, cfg), [ShortEpochCallback((steps - 1) / len(dls.train)), StopOnNaN(), Phases()]
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if dls.device.type == "cuda" else [])]
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=cbs)                                                   # warms up
+        with silent_stderr(), torch.profiler.profile(activities=activities) as prof: learn.fit(1, cbs=cbs)
+    events = {o.key: o for o in prof.key_averages() if o.device_type == DeviceType.CPU}
+    return {k: events[k].cpu_time_total for k in Phases.names}, events
 
 
 def profile(cfg, dls, steps=8):
     "Ten lines that say where the time of a training step goes: the shares of its parts, and the four operators that take most."
-    learn, n = get_learner(dls, cfg), min(steps, len(dls.train))
-    cbs = [ShortEpochCallback(n / len(dls.train), short_valid=False), StopOnNaN()]
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if dls.device.type == "cuda" else [])]
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(1, cbs=cbs)                                                   # warms up
-        with silent_stderr(), torch.profiler.profile(activities=activities) as prof: learn.fit(1, cbs=[*cbs, Phases()])
-    events = {o.key: o for o in prof.key_averages()}
-    parts = {k: events[k].cpu_time_total for k in Phases.names}                 # microseconds
+    n = min(steps, len(dls.train))
+    parts, events = step_times(cfg, dls, n)
     total = sum(parts.values())
     yield f"{total / n / 1000:.0f} ms a step of {dls.train.bs} images, {1e6 * n * dls.train.bs / total:.0f} images/s, under torch's profiler"
     for k, v in parts.items(): yield f"  {k:<10} {100 * v / total:5.1f} %"

@@ -15,7 +15,7 @@ from PIL import Image
 import train
 from sifar import TrainConfig, get_dls, get_learner
 from sifar.config import parse_args, without_flags
-from sifar.explore import SUGGESTIONS, find_lr, profile, shown
+from sifar.explore import SUGGESTIONS, find_lr, profile, shown, step_times
 from sifar.terminal import ROOT
 
 SMALL = "--dataset", "digits", "--arch", "resnet8", "--bs", "64"
@@ -113,6 +113,12 @@ def test_the_profile_has_shares_that_make_a_whole(capfd):
     assert any("% of all operators: convolution_backward" in o for o in lines[6:])
     os.write(2, b"heard")
     assert capfd.readouterr().err == "heard", "torch's profiler is not heard, and what comes after it is"
+
+
+def test_steps_are_counted_and_validation_is_not():
+    cfg = digits(valid_pct=0.5)
+    parts, events = step_times(cfg, get_dls(cfg), 3)
+    assert min(parts.values()) > 0 and events["forward"].count == events["optimizer"].count == 3
 
 
 def test_names_in_any_script_make_no_noise(recwarn):
