@@ -10,6 +10,7 @@ from datetime import timedelta
 from functools import partial
 from html import escape
 from pathlib import Path
+from statistics import harmonic_mean
 
 import numpy as np
 from PIL import Image
@@ -82,7 +83,7 @@ def get_metrics(learn, cfg, history, found, chosen):
         **{o: found[o].metrics() if o in found else None for o in ("valid", "test")},
         "best_epoch": max(valid, key=lambda o: o["top1"])["epoch"] if valid else None, "epochs": len(history), "seed": cfg.seed,
         "seconds": round(sum(o["seconds"] for o in history), 1),
-        "images_per_second": round(sum(o["images_per_second"] for o in history) / max(len(history), 1), 1),
+        "images_per_second": round(harmonic_mean([o["images_per_second"] for o in history]), 1) if history else 0.0,       # of all images in all the time
         "images": {o: len(getattr(learn.dls.data, o)) for o in ("train", "valid", "test")},
     }
 
