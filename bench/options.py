@@ -11,7 +11,7 @@ from sifar.config import PRESETS, TrainConfig
 from sifar.terminal import log_to_screen, quiet_imports
 
 CHANGES = [
-    {}, {"opt": "sgd"}, {"opt": "adamw"}, {"schedule": "cosine"}, {"sizes": "16x2,20"}, {"no_wd_norm": False}, {"clip": 1.0}, {"ema": 0.99},
+    {}, {"opt": "sgd"}, {"opt": "adamw"}, {"schedule": "cosine"}, {"sizes": "16x2,20"}, {"wd_norm": True}, {"clip": 1.0}, {"ema": 0.99},
     {"mixup": 0.2}, {"cutmix": 1.0}, {"cutmix": 1.0, "mix_prob": 0.5}, {"cutmix": 1.0, "mix_end": 0.5},
     {"aug": "standard"}, {"aug": "trivial", "augment": "item"}, {"aug": "rand", "augment": "item"},
     {"augment": "item"}, {"precision": "fp32"}, {"bs": 256},

@@ -15,7 +15,7 @@ from .files import write_file
 from .report import attempt, read_history, read_metrics
 from .terminal import console, log, log_to_screen, quiet_imports
 
-ASIDE = {*FREE_ON_RESUME, "name"} - {"preset"}         # settings that make no difference worth a column
+ASIDE = {*FREE_ON_RESUME, "name"}         # settings that make no difference worth a column
 
 
 def read_run(path):

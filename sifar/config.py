@@ -58,8 +58,8 @@ class TrainConfig:
     "peak learning rate, else 0.1 (muon 0.06, adamw 0.001); auto: lr_find's valley"
     wd: float | None = None
     "weight decay, else 0.0005 (adamw 0.05)"
-    no_wd_norm: bool = False
-    "no weight decay for norms and biases"
+    wd_norm: bool = True
+    "weight decay for norms and biases too"
     clip: float | None = None
     "largest norm of the gradient"
     warmup: float = 0.05
@@ -115,7 +115,7 @@ class TrainConfig:
                 ("clip", self.clip is None or 0 < self.clip < float("inf"), "above 0"),
                 ("ema", 0 <= self.ema < 1, "from 0 to below 1"),
                 ("warmup", 0 <= self.warmup < 1, "a share of the epochs, from 0 to below 1 (0.05 of 100 epochs = 5)"),
-                ("seed", 0 <= self.seed < 2**32, "between 0 and 4294967295"),
+                ("seed", 0 <= self.seed <= 2**32 - self.seeds, "between 0 and 4294967295, and so the seeds after it"),
                 ("workers", 0 <= self.workers <= 64, "between 0 and 64"),
                 ("name", self.name is None or Path(self.name).name == self.name and self.name.strip("."), "a plain folder name, without slashes")):
             if not ok: raise UserError(f"{flag(name)} {getattr(self, name)} is out of range: it must be {rule}.")
@@ -126,7 +126,7 @@ class TrainConfig:
             raise UserError(f"--sizes {self.sizes} is out of range: each has to be between 8 and --sz {self.sz} pixels.")
         if self.resume and (self.seeds > 1 or self.lr_find or self.show_batch or self.profile):
             raise UserError("--resume goes on with one run: leave out --seeds, --lr-find, --show-batch and --profile.")
-        if self.augment == "batch" and self.aug not in ("light", "standard"): raise UserError(f"--augment batch knows --aug light and standard only: leave out --aug {self.aug}.")
+        if self.augment == "batch" and self.aug not in ("light", "standard"): raise UserError(f"--augment batch knows --aug light and standard only: --aug {self.aug} takes --augment item.")
         if self.bs % 2 and (self.mixup or self.cutmix): raise UserError(f"--mixup and --cutmix mix pairs of images: --bs {self.bs} has to be even.")
 
 
@@ -138,14 +138,14 @@ def parse_sizes(text):
     return sizes
 
 
-muon = partial(TrainConfig, valid_pct=0.0, aug="light", augment="batch", bs=512, opt="muon", no_wd_norm=True, schedule="linear")
+muon = partial(TrainConfig, valid_pct=0.0, aug="light", augment="batch", bs=512, opt="muon", wd_norm=False, schedule="linear")
 PRESETS = {
     "standard": TrainConfig,
     "fast": lambda: muon(preset="fast", epochs=18, sizes="16x4,20x4,24x4,28x3,32x3"),
     "best": lambda: muon(preset="best", epochs=60, sizes="16x12,20x12,24x12,28x12,32x12", cutmix=1.0, mix_prob=0.5),
     "smoke": lambda: TrainConfig(preset="smoke", dataset="digits", arch="resnet8", epochs=30, bs=32, warmup=0.2),
 }
-FREE_ON_RESUME = ("preset", "data", "device", "workers", "runs", "resume", "dry_run", "seeds", "lr_find", "show_batch", "profile", "tensorboard", "wandb")  # no effect on the weights
+FREE_ON_RESUME = ("data", "device", "workers", "runs", "resume", "dry_run", "seeds", "lr_find", "show_batch", "profile", "tensorboard", "wandb")  # no effect on the weights
 
 
 def check_dataset(name):
@@ -237,7 +237,7 @@ def cli(f, args, prog, **kwargs):
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(f, args=args, prog=prog, **kwargs, config=(tyro.conf.FlagCreatePairsOff,))
+            return tyro.cli(f, args=args, prog=prog, **kwargs)
     except SystemExit as e:
         if e.code != 2: raise
         def rule(line): return not line.strip("─-╰╯")

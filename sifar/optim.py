@@ -74,9 +74,9 @@ def lr_and_wd(cfg):
 def get_opt(cfg, dtype):
     "How a Learner optimizes as `cfg` says: its opt_func, splitter, lr and wd. Muon's matrix products are in `dtype`."
     lr, wd = lr_and_wd(cfg)
-    norms_wd = 0.0 if cfg.no_wd_norm else wd
+    norms_wd = wd if cfg.wd_norm else 0.0
     if cfg.opt == "muon": opt, splitter, wd = {"opt": Muon, "dtype": dtype}, split_filters, [0.0, wd, norms_wd]
     else:
         opt = {"opt": torch.optim.SGD, "momentum": 0.9, "nesterov": True} if cfg.opt == "sgd" else {"opt": torch.optim.AdamW}
-        splitter, wd = (split_norms, [wd, norms_wd]) if cfg.no_wd_norm else (trainable_params, wd)
+        splitter, wd = (trainable_params, wd) if cfg.wd_norm else (split_norms, [wd, norms_wd])
     return {"opt_func": partial(OptimWrapper, **opt), "splitter": splitter, "lr": lr, "wd": wd}

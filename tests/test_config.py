@@ -43,7 +43,7 @@ def test_data_comes_from_the_environment(monkeypatch):
     (["--precision", "int4"], "int4"), (["--arch", "timm:resnet18x"], "did you mean resnet18"), (["--arch", "timm:"], "Unknown timm model ''"),
     (["--sizes", "16x2,big"], "--sizes '16x2,big' is no list of sizes"), (["--sizes", ""], "is no list of sizes"), (["--sizes", "16,64"], "between 8 and --sz 32"),
     (["--mixup", "-1"], "--mixup"), (["--mix-prob", "0"], "--mix-prob 0.0"), (["--cutmix", "nan"], "--cutmix nan"), (["--ema", "1"], "--ema 1.0"), (["--clip", "0"], "--clip 0.0"),
-    (["--augment", "batch", "--aug", "rand"], "leave out --aug rand"), (["--bs", "33", "--mixup", "1"], "--bs 33 has to be even"),
+    (["--augment", "batch", "--aug", "rand"], "--aug rand takes --augment item"), (["--bs", "33", "--mixup", "1"], "--bs 33 has to be even"),
     (["--device", "cpu:1"], "--device cpu:1 is not on this machine"),
 ])
 def test_a_bad_value_is_one_line_and_exit_code_2(args, words, capsys, tmp_path, monkeypatch):
@@ -64,7 +64,7 @@ def test_settings_survive_the_run_folder(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, '{"settings": null}', '{"settings": {}, "commands": 5}', '{"settings": {}, "commands": ["python \'x"]}', *(
-    f'{{"settings": {{{o}}}}}' for o in ('"epochs": "x"', '"epochs": 3.5', '"opt": "foo"', '"bs": true', '"seed": null', '"device": null', '"name": 5', '"no_wd_norm": "x"', '"lr": "x"'))])
+    f'{{"settings": {{{o}}}}}' for o in ('"epochs": "x"', '"epochs": 3.5', '"opt": "foo"', '"bs": true', '"seed": null', '"device": null', '"name": 5', '"wd_norm": "x"', '"lr": "x"'))])
 def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="config.json is damaged"): read_settings(tmp_path)
@@ -77,6 +77,12 @@ def test_resuming_refuses_what_would_change_the_result(tmp_path):
     assert parse_args([*run, "--epochs", "9", "--workers", "2"]).epochs == 9
     with pytest.raises(UserError, match=r"--lr 0.5 \(was None\)"): parse_args([*run, "--lr", "0.5"])
     with pytest.raises(UserError, match=r"--epochs 3 \(was 7\)"): parse_args([*run, "--epochs", "3"])
+    with pytest.raises(UserError, match=r"--preset best \(was standard\)"): parse_args([*run, "--preset", "best"])
+
+
+def test_any_flag_overrides_its_preset():
+    assert parse_args(["--preset", "fast", "--wd-norm"]).wd_norm and not parse_args(["--preset", "fast", "--no-wd-norm"]).wd_norm
+    assert parse_args([]).wd_norm and not parse_args(["--preset", "best"]).wd_norm
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])

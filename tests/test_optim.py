@@ -44,15 +44,15 @@ def test_every_parameter_of_resnet18_is_in_one_group():
 
 
 @pytest.mark.parametrize("opt, kind, lr, wd", [("sgd", "SGD", 0.1, 5e-4), ("muon", "Muon", 0.06, 5e-4), ("adamw", "AdamW", 1e-3, 0.05)])
-@pytest.mark.parametrize("no_wd_norm", [False, True])
-def test_the_learner_gets_the_optimizer_asked_for(opt, kind, lr, wd, no_wd_norm):
+@pytest.mark.parametrize("wd_norm", [False, True])
+def test_the_learner_gets_the_optimizer_asked_for(opt, kind, lr, wd, wd_norm):
     for given, (lr, wd) in (({}, (lr, wd)), ({"lr": 0.5, "wd": 0.25}, (0.5, 0.25))):        # noqa: B020
-        cfg = TrainConfig(dataset="digits", arch="resnet8", bs=1000, opt=opt, no_wd_norm=no_wd_norm, **given)
+        cfg = TrainConfig(dataset="digits", arch="resnet8", bs=1000, opt=opt, wd_norm=wd_norm, **given)
         learn = get_learner(get_dls(cfg), cfg)
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
         assert type(learn.opt.opt).__name__ == kind and learn.lr == lr == learn.opt.hypers[0]["lr"]
         decays = {p.ndim < 2: group["weight_decay"] for group in learn.opt.opt.param_groups for p in group["params"] if p.ndim != 4 or p.shape[1] == 3 or opt != "muon"}
-        assert decays == {True: 0 if no_wd_norm else wd, False: wd}
+        assert decays == {True: wd if wd_norm else 0, False: wd}
 
 
 @pytest.mark.parametrize("opt", ["sgd", "muon", "adamw"])

@@ -39,7 +39,7 @@ def needed(folder):
         def allow(self, kind, name): seen.add(f"{kind} {name}")
     for settings in (*({"arch": o, "precision": "fp32"} for o in (*ARCHS, *TIMM)), {"precision": "bf16"},
                      {"precision": "bf16", "opt": "muon", "augment": "batch"}, {"precision": "fp32", "opt": "muon"}, {"precision": "fp16", "opt": "muon"},
-                     {"precision": "fp32", "opt": "adamw", "no_wd_norm": True}):
+                     {"precision": "fp32", "opt": "adamw", "wd_norm": False}):
         cfg = TrainConfig(dataset="digits", **{"arch": "resnet8", **settings})
         learn = get_learner(get_dls(cfg), cfg, path=folder)
         if cfg.arch == "resnet8":
