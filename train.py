@@ -51,6 +51,9 @@ def dry_run(cfg):
     log.info("The dry run went through; no run folder was kept.")
 
 
+def explore_folder(cfg): return Path(cfg.runs) / Path(cfg.dataset).name / "explore"
+
+
 def explore(cfg, args):
     "Look before training; what is to be seen goes into RUNS/DATASET/explore."
     from sifar.dataloaders import get_dls
@@ -58,7 +61,7 @@ def explore(cfg, args):
     from sifar.learner import check_machine
 
     check_machine(cfg)
-    with name_batch_size(cfg.bs): found = explore(cfg, get_dls(cfg), Path(cfg.runs) / Path(cfg.dataset).name / "explore")
+    with name_batch_size(cfg.bs): found = explore(cfg, get_dls(cfg), explore_folder(cfg))
     if found:
         log.info("To train with the valley: %s", command("train.py", *without_flags(args, "lr_find", "show_batch", "profile", "lr"), "--lr", f"{found['valley']:.2g}"))
 
@@ -66,24 +69,33 @@ def explore(cfg, args):
 def train_seeds(cfg, args):
     "Train a run for each seed, then say the mean of their results; `args` is the command line."
     from sifar.compare import means, read_run
-    from sifar.config import read_settings
+    from sifar.dataloaders import get_dls
+    from sifar.explore import auto_lr
+    from sifar.learner import check_machine
+    from sifar.runs import check_free, run_path
 
+    check_machine(cfg)
+    cfg = replace(cfg, name=run_path(cfg).name)
+    todo = [replace(cfg, seed=o, seeds=1, name=f"{cfg.name}-{o}") for o in range(cfg.seed, cfg.seed + cfg.seeds)]
+    for o in todo: check_free(run_path(o))
+    if cfg.lr == "auto":                # one for all, so that they differ in seed alone
+        with name_batch_size(cfg.bs): cfg = replace(cfg, lr=auto_lr(cfg, get_dls(cfg), explore_folder(cfg)))
     runs = []
-    for o in range(cfg.seed, cfg.seed + cfg.seeds):
-        try: runs.append(train(replace(cfg, seed=o, seeds=1, name=cfg.name and f"{cfg.name}-{o}")))
+    for o in todo:
+        try: runs.append(train(replace(o, lr=cfg.lr)))
         except (KeyboardInterrupt, SystemExit):
-            if o + 1 < cfg.seed + cfg.seeds:
+            first = o.seed + (run_path(o) / "models" / "last.pth").exists()         # else nothing of this one is left to go on with
+            if first < cfg.seed + cfg.seeds:
                 log.info("Then train the other seeds, and let python -m sifar.compare say the mean:")
-                log.info("  %s", other_seeds(cfg, args, o + 1))
+                log.info("  %s", other_seeds(cfg, args, first))
             raise
-        if cfg.lr == "auto": cfg = replace(cfg, lr=read_settings(runs[0]).lr)        # one for all, so that they differ in seed alone
     for line in means([read_run(o) for o in runs]): log.info("%s", line)
 
 
 def other_seeds(cfg, args, seed):
     "The command that trains the seeds from `seed` on."
     left = cfg.seed + cfg.seeds - seed
-    name = ["--name", cfg.name if left > 1 else f"{cfg.name}-{seed}"] if cfg.name else []
+    name = ["--name", cfg.name if left > 1 else f"{cfg.name}-{seed}"]
     lr = ["--lr", cfg.lr] if isinstance(cfg.lr, float) else []              # that of the runs before, where it was --lr auto
     return command("train.py", *without_flags(args, "seed", "seeds", "name", *(["lr"] if lr else [])), *lr, "--seed", seed, *(["--seeds", left] if left > 1 else []), *name)
 

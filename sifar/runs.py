@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .config import read_config, read_settings
+from .config import parse_sizes, read_config, read_settings
 from .errors import UserError, explain, name_batch_size
 from .files import write_file
 from .terminal import command, log, log_to_file
@@ -44,7 +44,7 @@ def open_run(cfg):
     try:
         log.info("%s in %s", "Going on" if cfg.resume else "Training", run)
         if cfg.resume and cfg.epochs > (old := read_settings(run).epochs):
-            log.info("%d epochs instead of %d: from here on the learning rate follows the longer schedule", cfg.epochs, old)
+            log.info("%d epochs instead of %d: from here on learning rate, --sizes and --mix-end follow the longer schedule", cfg.epochs, old)
         with name_batch_size(cfg.bs): yield run
     except Exception as e:
         if text := explain(e): handler.emit(logging.LogRecord("sifar", logging.ERROR, "", 0, text, None, None))
@@ -61,15 +61,26 @@ def open_run(cfg):
         if not cfg.resume and not (run / "models" / "last.pth").exists(): shutil.rmtree(run, ignore_errors=True)
 
 
+def run_path(cfg):
+    "RUNS/DATASET/NAME, by default RUNS/DATASET/TIME-ARCH."
+    return Path(cfg.runs) / Path(cfg.dataset).name / (cfg.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{cfg.arch.replace(':', '-')}")
+
+
+def check_free(run):
+    "Raise a UserError where the folder `run` is there, unless it is what a run left that was killed before its first checkpoint."
+    if run.exists() and ((run / "models" / "last.pth").exists() or not (run / ".lock").exists()):
+        raise UserError(f"{run} is there already: choose another --name, or go on with it by --resume {run}.")
+
+
 def new_folder(cfg):
-    "Make RUNS/DATASET/NAME, by default RUNS/DATASET/TIME-ARCH. Errors: UserError where a run of that name is there."
-    dataset = Path(cfg.runs) / Path(cfg.dataset).name
-    name = cfg.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{cfg.arch.replace(':', '-')}"
-    for run in (dataset / name, *(dataset / f"{name}-{i}" for i in range(2, 100) if not cfg.name)):
+    "Make the folder of a new run. Errors: UserError where a run of that name is there."
+    first = run_path(cfg)
+    if cfg.name: check_free(first)
+    for run in (first, *(first.with_name(f"{first.name}-{i}") for i in range(2, 100))):
         with suppress(FileExistsError):
-            run.mkdir(parents=True)
+            run.mkdir(parents=True, exist_ok=bool(cfg.name))
             return run
-    raise UserError(f"{run} is there already: choose another --name, or go on with it by --resume {run}.")
+    raise UserError(f"{first.parent} takes no new run: name one by --name.")
 
 
 def describe_run(run, cfg, learn):
@@ -93,6 +104,8 @@ def describe_run(run, cfg, learn):
     log.info("%s: %s train, %s valid, %s test images of %d classes", cfg.dataset,
              *(f"{len(o):,}" for o in (data.train, data.valid, data.test)), len(data.vocab))
     log.info("%s: %s parameters; %s, %s; batches of %d", cfg.arch, f"{parameters:,}", device, precision, learn.dls.train.bs)
+    if cfg.sizes and (most := parse_sizes(cfg.sizes)[-1]) < cfg.sz:
+        log.info("Careful: the last epochs train on %d pixels, but validation and use see %d: better let --sizes end with %d", most, cfg.sz, cfg.sz)
 
 
 def git_commit():

@@ -134,8 +134,25 @@ def test_seeds_that_are_interrupted_say_how_to_train_the_others(tmp_path):
 
 
 def test_the_other_seeds_get_the_lr_that_was_found():
-    line = train.other_seeds(TrainConfig(lr=0.05, seeds=3, seed=5), ["--lr", "auto", "--seeds", "3", "--seed", "5"], 6)
-    assert line.endswith("--lr 0.05 --seed 6 --seeds 2")
+    line = train.other_seeds(TrainConfig(lr=0.05, seeds=3, seed=5, name="s"), ["--lr", "auto", "--seeds", "3", "--seed", "5"], 6)
+    assert line.endswith("--lr 0.05 --seed 6 --seeds 2 --name s")
+
+
+def test_seeds_whose_names_are_taken_are_refused_before_anything_is_trained(tmp_path, capsys):
+    (tmp_path / "digits" / "s-6").mkdir(parents=True)
+    with pytest.raises(SystemExit) as e: run(*SMALL, "--runs", tmp_path, "--seeds", "2", "--seed", "5", "--name", "s")
+    assert e.value.code == 2 and "s-6 is there already" in capsys.readouterr().err and not (tmp_path / "digits" / "s-5").exists()
+
+
+def test_the_name_of_a_run_that_was_killed_at_once_is_free(tmp_path, capsys):
+    left = tmp_path / "digits" / "a"
+    left.mkdir(parents=True)
+    (left / ".lock").touch()
+    again = *SMALL[:-1], "1", "--sizes", "16", "--runs", tmp_path, "--name", "a"
+    run(*again)
+    assert (left / "metrics.json").exists() and "Careful: the last epochs train on 16 pixels" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as e: run(*again)
+    assert e.value.code == 2 and "is there already" in capsys.readouterr().err
 
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path, capsys):
