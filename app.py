@@ -36,6 +36,8 @@ Train one and export it, then start this page again:
     python train.py --preset smoke --dataset digits
     python export.py
     python app.py
+
+Or export the CIFAR-100 classifier that comes with sifar: `python export.py results/cifar100-resnet18`.
 """
 HEADERS = ["file", "label", "probability", "or else"]
 CSS = "#about td:first-child, #about th:first-child {white-space: nowrap} .gradio-container {max-width: 1100px !important; width: 100% !important; margin: auto} .gradio-container main {width: 100%}"

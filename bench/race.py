@@ -11,6 +11,7 @@ def race(racers, rounds=5):
     pipes = {name: spawn.Pipe() for name in racers}
     processes = [spawn.Process(target=run, args=(pipes[k][1], *v), daemon=True) for k, v in racers.items()]
     for o in processes: o.start()
+    for _, theirs in pipes.values(): theirs.close()         # so that one that fails is noticed
     figures = {name: [ask(ours)] for name, (ours, _) in pipes.items()}
     for _ in range(rounds):
         for name, (ours, _) in pipes.items(): figures[name].append(ask(ours))

@@ -33,7 +33,9 @@ def first_prediction(model):
     try:
         while True:
             try: socket.create_connection(("127.0.0.1", port), 1).close()
-            except OSError: time.sleep(0.02)
+            except OSError:
+                if server.poll() is not None: raise SystemExit(f"app.py --model {model} ended at once") from None
+                time.sleep(0.02)
             else: break
         up = time.perf_counter()
         from gradio_client import Client, handle_file  # the client's own import is not the app's time

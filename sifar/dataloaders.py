@@ -1,5 +1,6 @@
 """A data set as fastai DataLoaders: the DataBlock, and the fast path that makes whole batches from an array."""
 import random
+import signal
 from dataclasses import replace
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
@@ -89,6 +90,8 @@ class ArrayDL(TfmdDL):
     """A TfmdDL that reads, augments and collates the rows of an array a whole batch at a time.
 
     The random numbers of a batch follow from the epoch's seed and its first row: they do not depend on the number of workers."""
+
+    def wif(self): signal.signal(signal.SIGINT, signal.SIG_IGN)         # Ctrl-C reaches the workers too; whoever has them ends them
 
     def before_iter(self):
         super().before_iter()

@@ -153,13 +153,13 @@ def load_safetensors(model, path):
 def load_run(run, images=True):
     """The Learner of a finished run folder, or of an archived one, with the weights that its metrics.json speaks of, and its data. Errors: UserError.
 
-    images: without them, noise stands in for the data set, which then need not be there."""
+    images: without them, noise stands in for the data set, which then need not be there, and all is on the CPU."""
     return load_chosen(new_learner(run, images))
 
 
 def new_learner(run, images=True):
     "The Learner of a run folder as it was before it was trained. Errors: UserError."
-    cfg = replace(read_settings(run), device="auto")           # it may have been trained on another machine
+    cfg = replace(read_settings(run), device="auto" if images else "cpu")          # it may have been trained on another machine
     dls = get_dls(cfg) if images else stand_in_dls(cfg, read_config(run, lambda about: about["data"]))
     return get_learner(dls, cfg, path=run)
 

@@ -94,7 +94,7 @@ def in_fresh_process(path, images):
     np.save(path.with_name("images.npy"), images)
     code = f"import sys; from {__name__} import save_probs; save_probs(*sys.argv[1:])"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, path, path.with_name("images.npy"), path.with_name("probs.npy")],
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}, capture_output=True, text=True)
+                          env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}, capture_output=True, text=True)
     if done.returncode: raise UserError(f"The exported learner does not load: {(done.stderr.strip() or 'its process was ended').splitlines()[-1]}")
     return torch.from_numpy(np.load(path.with_name("probs.npy")))
 
@@ -138,7 +138,6 @@ def write_onnx(learn, path):
     except ImportError as e: raise UserError(f"--onnx needs {e.name}: pip install onnx onnxscript onnxruntime") from e
     classifier, _ = get_classifier(learn)
     images, probs = some_probs(learn)
-    classifier.cpu()
     x = torch.from_numpy(images)
     program = torch.onnx.export(classifier, (x[:2],), dynamo=True, external_data=False, verbose=False, input_names=["images"],
                                 output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},))
