@@ -121,6 +121,7 @@ class Inspector(pickle._Unpickler):
         self.need(type(found) is dict, "it sets items of something else than a dictionary")
         for k, v in zip(items[::2], items[1::2]):
             self.need(type(k) in (str, int, float, type(None), Name), f"it has a dictionary with a key of type {type(k).__name__}")
+            self.need(k not in found, "it sets an item twice")          # the first may have been used by now
             found[k] = v
 
     def load_appends(self):
