@@ -20,10 +20,10 @@ ASIDE = {*FREE_ON_RESUME, "name"}         # settings that make no difference wor
 
 def read_run(path):
     "Settings, history and metrics of a run folder; what cannot be read of the last two is said, and left out. Errors: UserError."
-    settings = read_config(path, lambda about: {**asdict(TrainConfig()), **about["settings"]})
+    settings, data = read_config(path, lambda about: ({k: about["settings"].get(k, v) for k, v in asdict(TrainConfig()).items()}, about.get("data", {}).get("fingerprint")))
     history, metrics = attempt([], partial(read_history, path)) or [], attempt([], partial(read_metrics, path))
     if not history and not metrics: raise UserError(f"{path} has nothing to compare yet.")
-    return {"path": Path(path), "settings": {k: Path(v).name if k == "dataset" else v for k, v in settings.items() if k not in ASIDE}, "history": history, "metrics": metrics}
+    return {"path": Path(path), "settings": {k: Path(v).name if k == "dataset" else v for k, v in settings.items() if k not in ASIDE}, "data": data, "history": history, "metrics": metrics}
 
 
 def differing(runs):
@@ -48,7 +48,7 @@ def table(runs):
 
 def means(runs):
     "A line for each group of finished `runs` that differ in seed alone: mean and standard deviation of test top-1, or where there is no test set of valid."
-    def rest(run): return json.dumps({k: v for k, v in run["settings"].items() if k != "seed"})
+    def rest(run): return json.dumps([{k: v for k, v in run["settings"].items() if k != "seed"}, run["data"]])
     lines = []
     for _, found in groupby(sorted((o for o in runs if o["metrics"]), key=rest), key=rest):
         group = {o["settings"]["seed"]: o for o in found}           # a copy of a run says nothing more

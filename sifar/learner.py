@@ -22,6 +22,7 @@ from .errors import UserError
 from .models import check_arch, get_model
 from .optim import get_opt
 
+OTHER_DATA = "{} was trained on other data: its classes, numbers of images or pixels differ."
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -113,7 +114,7 @@ def resume(learn, cbs):
     "Put `learn` and `cbs` back to where models/last.pth was written; returns the number of epochs done. Errors: UserError."
     with last_state(learn.path) as (path, state):
         now = fingerprint(learn.dls.data)
-        if any(now[k] != v for k, v in state["data"].items()): raise UserError(f"{learn.path} was trained on other data: its classes, numbers of images or pixels differ.")
+        if any(now[k] != v for k, v in state["data"].items()): raise UserError(OTHER_DATA.format(learn.path))
         if state["epoch"] != len(state["history"]) or any(set(o) != set(RunLog.columns) for o in state["history"]): raise ValueError("epochs and history differ")
         learn.model.load_state_dict(state["model"])
         learn.create_opt()
@@ -160,7 +161,9 @@ def load_run(run, images=True):
 def new_learner(run, images=True):
     "The Learner of a run folder as it was before it was trained. Errors: UserError."
     cfg = replace(read_settings(run), device="auto" if images else "cpu")          # it may have been trained on another machine
-    dls = get_dls(cfg) if images else stand_in_dls(cfg, read_config(run, lambda about: about["data"]))
+    about = read_config(run, lambda about: about["data"])
+    dls = get_dls(cfg) if images else stand_in_dls(cfg, about)
+    if images and about.get("fingerprint", now := fingerprint(dls.data)) != now: raise UserError(OTHER_DATA.format(run))
     return get_learner(dls, cfg, path=run)
 
 

@@ -87,6 +87,7 @@ def describe_run(run, cfg, learn):
     """Write config.json: all settings, the commands so far, versions, git commit and machine; and say what is trained on what.
 
     Precision, lr and wd are kept as they were chosen here, so that a run which goes on elsewhere or later stays the same run."""
+    from .callbacks import fingerprint
     from .optim import lr_and_wd
     data, device, (lr, wd) = learn.dls.data, learn.dls.device, lr_and_wd(cfg)
     precision = str(learn.precision.dtype).removeprefix("torch.") if hasattr(learn, "precision") else "float32"
@@ -98,7 +99,7 @@ def describe_run(run, cfg, learn):
         "versions": {"python": platform.python_version(), **{o: version(o) for o in PACKAGES}},
         "git_commit": git_commit(),
         "device": str(device), "precision": precision, "machine": platform.machine(),
-        "data": {"vocab": list(data.vocab), "superclasses": data.superclasses, "stats": learn.dls.stats},
+        "data": {"vocab": list(data.vocab), "superclasses": data.superclasses, "stats": learn.dls.stats, "fingerprint": fingerprint(data)},
     }
     write_file(run / "config.json", json.dumps(about, indent=2) + "\n")
     log.info("%s: %s train, %s valid, %s test images of %d classes", cfg.dataset,

@@ -122,6 +122,14 @@ def test_without_the_weights_that_were_chosen_others_do_not_take_their_place(fin
     with pytest.raises(UserError, match="best.pth is missing"): load_run(finished)
 
 
+def test_figures_of_other_data_do_not_take_the_place_of_the_run_s_own(finished, capsys):
+    about, metrics = json.loads((finished / "config.json").read_text()), (finished / "metrics.json").read_bytes()
+    about["data"]["fingerprint"]["checksum"] += 1
+    (finished / "config.json").write_text(json.dumps(about))
+    report.main([str(finished)])
+    assert "was trained on other data" in capsys.readouterr().out and (finished / "metrics.json").read_bytes() == metrics
+
+
 @pytest.mark.parametrize("spoil, words", [(lambda o: (o / "config.json").write_text("{"), "config.json is damaged"), (lambda o: shutil.rmtree(o), "is no run folder")])
 def test_a_damaged_run_is_one_line(finished, capsys, spoil, words):
     spoil(finished)
