@@ -188,9 +188,9 @@ MAX_PIXELS, MAX_SIDE = 64_000_000, 16_384        # of a picture that is read; lo
 
 @functools.cache
 def formats():
-    "What Pillow can read, but for formats that it hands to another program."
+    "What Pillow can read, but for formats that it hands to another program, and those that hold a picture of another, whose size it does not say before it is decoded."
     Image.init()
-    return [o for o in Image.ID if o not in ("EPS", "WMF")]
+    return [o for o in Image.ID if o not in ("EPS", "WMF", "ICO", "CUR", "ICNS", "BLP")]
 
 
 def read_image(o, sz, min_side=1, max_pixels=MAX_PIXELS):
@@ -198,6 +198,7 @@ def read_image(o, sz, min_side=1, max_pixels=MAX_PIXELS):
 
     Errors: UserError for what is no image, is damaged, too small or too large."""
     name = o if isinstance(o, (str, Path)) else "The image"
+    warnings.filterwarnings("ignore", module=r"PIL\.")          # odd metadata, and sizes for which the rule below is stricter; catch_warnings is not for threads
 
     def fit(img):
         if min(img.size) < min_side: raise UserError(f"{name} has only {img.width} x {img.height} pixels.")
@@ -209,8 +210,7 @@ def read_image(o, sz, min_side=1, max_pixels=MAX_PIXELS):
         if isinstance(o, Image.Image): return fit(o)
         if isinstance(o, np.ndarray): return fit(array_image(o))
         if not isinstance(o, (str, Path, bytes)): raise UserError(f"An image is a path, bytes, an array or a Pillow image, not a {type(o).__name__}.")
-        with warnings.catch_warnings(action="ignore"):          # of odd metadata, and of sizes for which the rule above is stricter
-            with Image.open(io.BytesIO(o) if isinstance(o, bytes) else o, formats=formats()) as img: return fit(img)
+        with Image.open(io.BytesIO(o) if isinstance(o, bytes) else o, formats=formats()) as img: return fit(img)
     except UserError: raise
     except FileNotFoundError as e: raise UserError(f"{name} is missing.") from e
     except Image.DecompressionBombError as e: raise UserError(f"{name} is too large: at most {max_pixels // 10**6} million pixels are read.") from e
@@ -304,8 +304,8 @@ def folders(path):
 def read_images(path, files, sz, cache):
     """The readable ones of `files` at `sz` pixels (n,sz,sz,3) uint8, and of the others {position: reason}.
 
-    Kept in a file below `cache` that is used as long as the list of files, their sizes and times stay the same."""
-    key = hashlib.sha256(repr([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]).encode()).hexdigest()
+    Kept in a file below `cache` that is used as long as the list of files, their sizes, times and permissions stay the same."""
+    key = hashlib.sha256(repr([(str(f), f.stat().st_size, f.stat().st_mtime_ns, f.stat().st_ctime_ns) for f in files]).encode()).hexdigest()
     kept = cache / f"{path.resolve().name}-{sz}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}.npz"
     try:
         with np.load(kept) as z:

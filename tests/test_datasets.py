@@ -1,3 +1,4 @@
+import io
 import os
 import pickle
 from collections import Counter
@@ -8,7 +9,7 @@ from conftest import SUPERCLASS, cifar_batch, cifar_files, py2_dumps, write_cifa
 from PIL import Image
 
 from sifar import TrainConfig, UserError
-from sifar.datasets import fit_image, load_data, stratified_split
+from sifar.datasets import fit_image, load_data, read_image, stratified_split
 
 
 def load(dataset="cifar100", **kwargs): return load_data(TrainConfig(dataset=str(dataset), **kwargs))
@@ -229,6 +230,13 @@ def test_any_mode_becomes_rgb(mode):
     x = np.asarray(fit_image(img, 32))
     assert x.shape == (32, 32, 3) and x.dtype == np.uint8
     if mode in ("L", "RGB", "RGBA", "I", "F", "I;16", "LA", "P"): assert abs(int(x[16, 16, 0]) - 200) <= 4
+
+
+@pytest.mark.parametrize("kind", ["ICO", "ICNS"])
+def test_formats_that_hide_the_size_of_a_picture_are_not_read(kind):
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, kind)
+    with pytest.raises(UserError, match="not an image that can be read here"): read_image(buffer.getvalue(), 32)
 
 
 def test_a_picture_is_upright_cropped_and_on_white():
