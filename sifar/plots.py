@@ -13,6 +13,7 @@ COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 DASHES = "-", "--", ":", "-."
 FONTS = "DejaVu Sans", "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic", "Microsoft YaHei", "WenQuanYi Micro Hei"    # matplotlib's own, and where there is one a wider one
 rcParams["font.family"] = [o for o in FONTS if o in get_font_names()]
+rcParams["text.parse_math"] = False             # a class may be called $5-$10
 
 
 @contextmanager

@@ -161,7 +161,8 @@ def classes(data, o, split):
     parts = ["<h2>Classes</h2>"]
     if data.superclasses:
         names, of = superclasses(data)
-        parts.append(picture(bars(names, [(of[o.preds] == s)[of[o.targs] == s].mean() for s in range(len(names))], f"Superclasses, accuracy on {split}", "right, %")))
+        shown = np.unique(of[o.targs])
+        parts.append(picture(bars([names[s] for s in shown], [(of[o.preds] == s)[of[o.targs] == s].mean() for s in shown], f"Superclasses, accuracy on {split}", "right, %")))
     parts.append(picture(bars([data.vocab[c] for c in present], [right[o.targs == c].mean() for c in present], f"Classes, accuracy on {split}", "right, %")))
     return "\n".join(parts)
 
@@ -191,8 +192,9 @@ def confusion(data, o, split):
 
 
 def thumbnail(image):
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+    buffer, img = io.BytesIO(), Image.fromarray(image)
+    img.thumbnail((96, 96))
+    img.save(buffer, "PNG")
     return picture(buffer.getvalue())
 
 

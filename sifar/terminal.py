@@ -26,6 +26,7 @@ class Screen(logging.Handler):
 
 def log_to_screen():
     "Show the log on the terminal, or where there is none as lines with their times."
+    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="backslashreplace")         # file names need not be text
     handler = Screen() if console.is_terminal else logging.StreamHandler(sys.stdout)
     if not console.is_terminal: handler.setFormatter(TIMED)
     handler.handleError = lambda record: None           # nobody reads it any more, as in `train.py | head`; the file has it
