@@ -97,7 +97,7 @@ def test_an_archived_run_is_half_as_large_and_exports_to_the_same_classifier(run
     learn = load_run(run_folder)
     data, predictor = learn.dls.data, Predictor(tmp_path)
     hits = [name == data.vocab[data.labels[i]] for i, ((name, _),) in zip(data.test, predictor.predict_batch(data.images[data.test], k=1))]
-    assert sum(hits) / len(hits) == pytest.approx(json.loads((tmp_path / "metrics.json").read_text())["test"]["top1"], abs=0.003)
+    assert sum(hits) / len(hits) == pytest.approx(json.loads((tmp_path / "metrics.json").read_text())["test"]["top1"], abs=0.01)
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="model.safetensors is damaged"): load_run(tmp_path)
 
