@@ -236,7 +236,7 @@ def main(args=None):
         theme = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         logging.getLogger("uvicorn.error").addFilter(lambda o: not (o.exc_info and isinstance(o.exc_info[1], ClientDisconnect)))      # no traceback for who hangs up
         page.launch(theme=theme, css=CSS, footer_links=["api", "settings"], max_file_size=f"{MAX_MB}mb", show_error=False,
-                    state_session_capacity=256)        # of sessions that Gradio remembers, 30 kB each; by default 10,000
+                    state_session_capacity=256)        # of sessions that Gradio remembers, 40 kB each; by default 10,000
 
 
 if __name__ == "__main__": main()

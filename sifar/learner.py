@@ -22,7 +22,6 @@ from .errors import UserError
 from .models import check_arch, get_model
 from .optim import get_opt
 
-OTHER_DATA = "{} was trained on other data: its classes, numbers of images or pixels differ."
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -113,8 +112,7 @@ def wandb_callback(run, cfg):
 def resume(learn, cbs):
     "Put `learn` and `cbs` back to where models/last.pth was written; returns the number of epochs done. Errors: UserError."
     with last_state(learn.path) as (path, state):
-        now = fingerprint(learn.dls.data)
-        if any(now[k] != v for k, v in state["data"].items()): raise UserError(OTHER_DATA.format(learn.path))
+        check_data(learn.path, learn.dls.data, state["data"])
         if state["epoch"] != len(state["history"]) or any(set(o) != set(RunLog.columns) for o in state["history"]): raise ValueError("epochs and history differ")
         learn.model.load_state_dict(state["model"])
         learn.create_opt()
@@ -127,6 +125,12 @@ def resume(learn, cbs):
         if hasattr(learn, "ema"): learn.ema.state = state["ema"]
         if hasattr(learn, "precision"): learn.precision.scaler_state = state.get("scaler", {})
         return state["epoch"]
+
+
+def check_data(run, data, known):
+    "Raise a UserError where `data` is not what `known`, the fingerprint of the data of `run`, says."
+    now = fingerprint(data)
+    if any(now[k] != v for k, v in known.items()): raise UserError(f"{run} was trained on other data: its classes, numbers of images or pixels differ.")
 
 
 @contextmanager
@@ -161,9 +165,8 @@ def load_run(run, images=True):
 def new_learner(run, images=True):
     "The Learner of a run folder as it was before it was trained. Errors: UserError."
     cfg = replace(read_settings(run), device="auto" if images else "cpu")          # it may have been trained on another machine
-    about = read_config(run, lambda about: about["data"])
-    dls = get_dls(cfg) if images else stand_in_dls(cfg, about)
-    if images and about.get("fingerprint", now := fingerprint(dls.data)) != now: raise UserError(OTHER_DATA.format(run))
+    dls = get_dls(cfg) if images else stand_in_dls(cfg, read_config(run, lambda about: about["data"]))
+    if images: read_config(run, lambda about: check_data(run, dls.data, about.get("data", {}).get("fingerprint", {})))
     return get_learner(dls, cfg, path=run)
 
 
