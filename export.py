@@ -28,9 +28,10 @@ class ExportConfig:
 def export(run, onnx=False, weights=False, space=None, push=None):
     "Write what the ExportConfig of these names asks for; returns the path of the learner file."
     from sifar.share import export_run, write_onnx, write_weights
-    from sifar.space import check_folder, push_space, write_space
+    from sifar.space import check_folder, check_push, push_space, write_space
 
     if space: check_folder(space)               # before the work
+    if push is not None: check_push(push)
     learn = export_run(run)
     if onnx: write_onnx(learn, run / "model.onnx")
     if weights: write_weights(learn, run / "model.safetensors")

@@ -31,12 +31,12 @@ def rounds(*fs, n=12):
 
 def main():
     quiet_imports()
-    cfg = TrainConfig(dataset="digits")
+    cfg = TrainConfig(dataset="digits", device="cpu")
     learn = get_learner(get_dls(cfg), cfg)
     images = [Image.fromarray(o) for o in some_images(learn, BATCH)]
     with tempfile.TemporaryDirectory() as folder:
         write_learner(learn, Path(folder) / "learner.pkl", {})
-        predictor, learn = Predictor(folder), load_learner(folder)
+        predictor, learn = Predictor(folder, "cpu"), load_learner(folder)
     model, x = predictor.classifier.model, predictor.classifier.normalize(predictor.tensor(images)).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()

@@ -37,15 +37,12 @@ class Precision(MixedPrecision):
 
     def before_batch(self):
         "Wrap just this forward pass, so that no exception can leave autocast switched on."
-        self.model.__dict__.pop("forward", None)
-        forward = self.model.forward
-        def fast(*args):
-            with self.autocast, small_convs(self.dls.device, self.dtype): return forward(*args)
-        self.model.forward = fast
-
-    def after_pred(self):
-        super().after_pred()
         self.after_cancel_batch()
+        model, forward = self.model, self.model.forward
+        def fast(*args):
+            model.__dict__.pop("forward", None)
+            with self.autocast, small_convs(self.dls.device, self.dtype): return forward(*args)
+        model.forward = fast
 
     def after_cancel_batch(self): self.model.__dict__.pop("forward", None)
     def after_loss(self): pass
@@ -80,8 +77,12 @@ class StopOnNaN(Callback):
 
     def after_loss(self):
         if math.isfinite(self.loss.item()): return
-        where = f"epoch {self.epoch + 1}, batch {self.iter + 1}, lr {self.opt.hypers[-1]['lr']:.3g}"
+        where = f"epoch {self.epoch + 1}, {'' if self.training else 'validation '}batch {self.iter + 1}, lr {self.opt.hypers[-1]['lr']:.3g}"
         raise UserError(f"The loss became {self.loss.item()} in {where}: try a smaller --lr. The last checkpoint is good.")
+
+    def after_epoch(self):          # what the last step did, no loss may have shown yet
+        if all(torch.isfinite(o).all() for o in self.model.state_dict().values()): return
+        raise UserError(f"The weights became infinite or no numbers in epoch {self.epoch + 1}, lr {self.opt.hypers[-1]['lr']:.3g}: try a smaller --lr. The last checkpoint is good.")
 
 
 class StopOnSignal(Callback):
@@ -125,18 +126,15 @@ class GrowImages(Callback):
 
 class Mix(Callback):
     """Mix a share `prob` of the batches with themselves in reverse order, by Mixup or CutMix with Beta(alpha, alpha) shares, as timm does;
-    where both are given, by one of them at random. After the share `end` of the epochs, none is mixed.
-    https://arxiv.org/abs/1710.09412 https://arxiv.org/abs/1905.04899 https://arxiv.org/abs/1909.09148"""
+    where both are given, by one of them at random. https://arxiv.org/abs/1710.09412 https://arxiv.org/abs/1905.04899"""
     run_valid = False
 
-    def __init__(self, mixup, cutmix, prob=1.0, end=1.0): self.mixup, self.cutmix, self.prob, self.end, self.smoothed = mixup, cutmix, prob, end, None
+    def __init__(self, mixup, cutmix, prob=1.0): self.mixup, self.cutmix, self.prob, self.smoothed = mixup, cutmix, prob, None
 
     def before_fit(self):
         from timm.data import Mixup
         self.after_loss()               # where an earlier fit was interrupted before it
-        self.mixer = Mixup(self.mixup, self.cutmix, prob=self.prob, label_smoothing=getattr(self.loss_func, "eps", 0), num_classes=self.dls.c)
-
-    def before_epoch(self): self.mixer.mixup_enabled = self.epoch < self.end * self.n_epoch
+        self.mixer = Mixup(self.mixup, self.cutmix, prob=self.prob, label_smoothing=getattr(self.loss_func, "eps", getattr(self.loss_func, "label_smoothing", 0)), num_classes=self.dls.c)
 
     def before_batch(self):
         x, self.targ = self.mixer(self.x.as_subclass(torch.Tensor), self.y.as_subclass(torch.Tensor))
@@ -172,14 +170,15 @@ class EMA(Callback):
         self.steps += 1
         self.average.update(self.model, self.steps)
 
-    def before_validate(self): self.own, self.learn.model = self.model, self.average.module
+    def before_validate(self):
+        if self.own is None: self.own, self.learn.model = self.model, self.average.module       # learn.tta() validates several times
 
     def after_epoch(self):
-        if self.own: self.learn.model, self.own = self.own, None
+        if self.own is not None: self.learn.model, self.own = self.own, None
 
     def after_fit(self):
         self.after_epoch()
-        if self.steps and not hasattr(self.learn, "save_best"): self.model.load_state_dict(self.average.module.state_dict())
+        if self.steps and not any(isinstance(o, SaveModelCallback) for o in self.learn.cbs): self.model.load_state_dict(self.average.module.state_dict())
 
     def state_dict(self): return {"steps": self.steps, "model": self.average.module.state_dict()}
 
@@ -201,10 +200,10 @@ class RunLog(Callback):
 
     def before_fit(self):
         self.old_logger, self.learn.logger = self.learn.logger, noop
+        self.start = time.perf_counter()
         log.info(self.header)
 
     def before_epoch(self):
-        self.start = time.perf_counter()
         if not self.bar.tasks: self.task = self.bar.add_task("", total=(self.n_epoch - self.epoch) * len(self.dls.train))
 
     def before_train(self): self.train_start, self.losses = time.perf_counter(), []
@@ -219,8 +218,8 @@ class RunLog(Callback):
 
     def after_epoch(self):
         _, valid_loss, top1, top5 = self.recorder.values[-1]        # the Recorder's train loss is smoothed over epochs
-        values = (self.epoch + 1, torch.stack(self.losses).mean().item(), valid_loss, top1, top5, self.opt.hypers[-1]["lr"],
-                  time.perf_counter() - self.start, self.images_per_second)
+        start, self.start = self.start, time.perf_counter()         # the checkpoints of an epoch count for the next
+        values = (self.epoch + 1, torch.stack(self.losses).mean().item(), valid_loss, top1, top5, self.opt.hypers[-1]["lr"], self.start - start, self.images_per_second)
         row = dict(zip(self.columns, values))
         self.history.append(row)
         log.info(self.line(row))

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from .config import FREE_ON_RESUME, TrainConfig, read_config
+from .config import FREE_ON_RESUME, read_config, read_settings
 from .errors import UserError, one_line_errors
 from .files import write_file
 from .report import attempt, read_history, read_metrics
@@ -20,7 +20,7 @@ ASIDE = {*FREE_ON_RESUME, "name"}         # settings that make no difference wor
 
 def read_run(path):
     "Settings, history and metrics of a run folder; what cannot be read of the last two is said, and left out. Errors: UserError."
-    settings, data = read_config(path, lambda about: ({k: about["settings"].get(k, v) for k, v in asdict(TrainConfig()).items()}, about.get("data", {}).get("fingerprint")))
+    settings, data = asdict(read_settings(path)), read_config(path, lambda about: about.get("data", {}).get("fingerprint"))
     history, metrics = attempt([], partial(read_history, path)) or [], attempt([], partial(read_metrics, path))
     if not history and not metrics: raise UserError(f"{path} has nothing to compare yet.")
     return {"path": Path(path), "settings": {k: Path(v).name if k == "dataset" else v for k, v in settings.items() if k not in ASIDE}, "data": data, "history": history, "metrics": metrics}

@@ -44,8 +44,6 @@ class TrainConfig:
     "alpha of CutMix, 0 for none"
     mix_prob: float = 1.0
     "share of the batches that --mixup and --cutmix mix"
-    mix_end: float = 1.0
-    "share of the epochs after which no batch is mixed"
     arch: str = "resnet18"
     "resnet8, resnet10, resnet18, resnet34 or timm:NAME"
     epochs: int = 100
@@ -108,7 +106,6 @@ class TrainConfig:
                 ("mixup", 0 <= self.mixup < float("inf"), "0 or more"),
                 ("cutmix", 0 <= self.cutmix < float("inf"), "0 or more"),
                 ("mix_prob", 0 < self.mix_prob <= 1, "above 0 and at most 1"),
-                ("mix_end", 0 < self.mix_end <= 1, "above 0 and at most 1"),
                 ("lr", self.lr is None or self.lr == "auto" or 0 < self.lr < float("inf"), "above 0, or auto"),
                 ("seeds", 1 <= self.seeds <= 100, "between 1 and 100"),
                 ("wd", self.wd is None or 0 <= self.wd < float("inf"), "0 or more"),

@@ -68,12 +68,13 @@ class BatchAugment(Transform):
 
     def augment(self, x):
         n, c, h, w = x.shape
-        def draw(high): return torch.randint(high, (n, 1), generator=self.generator).to(x.device)
+        highs = 2 * (h // 8) + 1, 2 * (w // 8) + 1, 2, *((h, w) if self.hole else ())
+        top, left, mirrored, *hole = torch.stack([torch.randint(o, (n, 1), generator=self.generator) for o in highs]).to(x.device)
         y_at, x_at = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
-        rows, cols = y_at + draw(2 * (h // 8) + 1) - h // 8, x_at + draw(2 * (w // 8) + 1) - w // 8
-        if self.mirror: cols = torch.where(draw(2) == 1, cols.flip(1), cols)
+        rows, cols = y_at + top - h // 8, x_at + left - w // 8
+        if self.mirror: cols = torch.where(mirrored == 1, cols.flip(1), cols)
         seen = outer(within(rows, h), within(cols, w))
-        if self.hole: seen &= ~outer(within(y_at - draw(h) + h // 8, h // 4), within(x_at - draw(w) + w // 8, w // 4))
+        if hole: seen &= ~outer(within(y_at - hole[0] + h // 8, h // 4), within(x_at - hole[1] + w // 8, w // 4))
         pixels = (rows[:, :, None] * w + cols[:, None, :]).masked_fill_(~seen, h * w).view(n, h * w, 1)      # the last is the fill
         x = torch.cat((x.permute(0, 2, 3, 1).reshape(n, h * w, c), self.fill.to(x.device).expand(n, 1, c)), 1)
         return x.gather(1, pixels.expand(-1, -1, c)).view(n, h, w, c).permute(0, 3, 1, 2)
@@ -90,6 +91,8 @@ class ArrayDL(TfmdDL):
     """A TfmdDL that reads, augments and collates the rows of an array a whole batch at a time.
 
     The random numbers of a batch follow from the epoch's seed and its first row: they do not depend on the number of workers."""
+
+    def __getstate__(self): return {**self.__dict__, **({"after_batch": None} if get_spawning_popen() else {})}        # no tensor of a GPU goes to a worker
 
     def wif(self): signal.signal(signal.SIGINT, signal.SIG_IGN)         # Ctrl-C reaches the workers too; whoever has them ends them
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import ssl
 import tarfile
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -97,13 +96,13 @@ def transfer(url, part, size, may_be_slow=True):
     with urllib.request.urlopen(request, timeout=STALLED) as source, Progress(*columns) as bar:
         if source.status != 206: done = 0                               # the server sends the file from its start
         elif not source.headers.get("Content-Range", "").startswith(f"bytes {done}-"): raise EOFError("sends another part than was asked for")
-        length = source.headers.get("Content-Length")
-        if length and done + int(length) != size: raise EOFError(f"offers {done + int(length)} bytes, the official file has {size}")
+        length = source.headers.get("Content-Length") or ""
+        if length.isdecimal() and done + int(length) != size: raise EOFError(f"offers {done + int(length)} bytes, the official file has {size}")
         task = bar.add_task(part.name.removesuffix(".part"), completed=done, total=size)
         start, got = time.monotonic(), 0
         with open(part, "r+b" if done else "wb") as f:
             f.seek(done)
-            while chunk := source.read1(1 << 20):
+            while chunk := receive(source):
                 got += len(chunk)
                 if done + got > size: raise EOFError(f"sends more than the {size} bytes of the official file")
                 f.write(chunk)
@@ -114,11 +113,19 @@ def transfer(url, part, size, may_be_slow=True):
     if done + got < size: raise EOFError(f"broke off after {done + got} of {size} bytes")
 
 
+def receive(source):
+    "The next bytes of a response. Errors: EOFError for whatever breaks off its connection."
+    try: return source.read1(1 << 20)
+    except OSError as e: raise EOFError(str(e)) from e
+
+
 def unpack(archive, path, folder):
     """Unpack the files that we need of `path` into a temporary folder, then rename it to `folder`.
 
     Errors: UserError for an archive that holds anything but plain files of its folder, or far more than it should."""
-    tmp = Path(tempfile.mkdtemp(prefix=f"{archive.folder}.", suffix=".tmp", dir=folder.parent))
+    tmp = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(tmp, ignore_errors=True)          # of one that was killed
+    tmp.mkdir()
     try:
         with tarfile.open(path) as tar:
             room, missing = 2 * archive.size, set(archive.files)
@@ -132,7 +139,6 @@ def unpack(archive, path, folder):
                 missing.remove(name)
                 with tar.extractfile(member) as source, open(tmp / name, "wb") as target: shutil.copyfileobj(source, target)
         if missing: raise tarfile.TarError(f"{', '.join(sorted(missing))} not found")
-        os.chmod(tmp, 0o755)
         os.replace(tmp, folder)
     except (tarfile.TarError, EOFError, zlib.error) as e:
         raise UserError(f"{path} cannot be unpacked ({e}): delete it and run again.") from e

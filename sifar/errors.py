@@ -16,6 +16,7 @@ class UserError(Exception):
 def explain(e):
     "The one line for an exception that a user or a machine can cause; None for a bug of ours."
     if isinstance(e, UserError): return e.text
+    if out_of_memory(e): return "The memory of this machine, or of its GPU, is used up: end other programs, or set CUDA_VISIBLE_DEVICES= to do without a GPU."
     if isinstance(e, OSError):
         where = f" ({e.filename})" if e.filename else ""
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

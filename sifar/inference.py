@@ -42,16 +42,19 @@ def check_positive(name, n):
 class Predictor:
     """The learner file `path`, made by export.py, as a classifier of images.
 
-    An image is a path, the bytes of an image file, a Pillow image or an array (h,w), (h,w,3) or (h,w,4): integers, or floats from 0 to 1.
+    device: auto, cpu, cuda, cuda:N or mps. An image is a path, the bytes of an image file, a Pillow image or an array (h,w), (h,w,3) or (h,w,4): integers, or floats from 0 to 1.
     Errors: UserError for a file that is no safe learner, and for an image that cannot be read."""
 
-    def __init__(self, path):
+    def __init__(self, path, device="auto"):
         learn = load_learner(path)
-        self.vocab, self.superclasses = list(learn.dls.vocab), learn.dls.valid.dataset.tls[0].tfms[0].data.superclasses
-        self.device = pick_device()
-        self.classifier, self.sz = get_classifier(learn)
-        if not isinstance(self.sz, int) or not 8 <= self.sz <= 512 or self.classifier.mean.numel() + self.classifier.std.numel() != 6:
-            raise UserError(f"{path} is damaged: it is for images of {self.sz} pixels.")
+        try:
+            self.vocab, self.superclasses = list(learn.dls.vocab), learn.dls.valid.dataset.tls[0].tfms[0].data.superclasses
+            self.classifier, self.sz = get_classifier(learn)
+            if not isinstance(self.sz, int) or not 8 <= self.sz <= 512: raise ValueError(f"it is for images of {self.sz!r} pixels")
+            with torch.inference_mode(): shape = tuple(self.classifier(torch.zeros(1, self.sz, self.sz, 3, dtype=torch.uint8)).shape)
+            if shape != (1, len(self.vocab)): raise ValueError(f"it gives {shape} numbers for {len(self.vocab)} classes")
+        except Exception as e: raise UserError(f"{path} is no classifier of images, or a damaged one ({' '.join(str(e).split())[:100]}): export it again.") from e
+        self.device = pick_device(device)
         self.classifier.to(self.device, memory_format=torch.channels_last)
 
     def read(self, image, *limits):

@@ -55,6 +55,7 @@ def get_learner(dls, cfg, path="."):
     "A Learner on `dls` as `cfg` says: label smoothing 0.1, its optimizer, callbacks that change the training, top-1 and top-5 accuracy."
     device = pick_device(cfg.device)
     if device.type == "cpu": keep_memory()
+    else: torch.backends.cudnn.benchmark = True         # all batches are of one size
     set_seed(cfg.seed)
     model = get_model(cfg.arch, dls.c, cfg.sz, zero_init=cfg.opt != "muon").to(device)      # Muon would turn the filters of such blocks by noise
     dls.to(device)
@@ -64,7 +65,7 @@ def get_learner(dls, cfg, path="."):
         loss_func=LabelSmoothingCrossEntropy(eps=0.1),
         metrics=[accuracy, partial(top_k_accuracy, k=min(5, dls.c))],
         cbs=[*([ChannelsLast()] if device.type != "mps" else []), *([Precision(dtype)] if dtype != torch.float32 else []),
-             *([GrowImages(parse_sizes(cfg.sizes))] if cfg.sizes else []), *([Mix(cfg.mixup, cfg.cutmix, cfg.mix_prob, cfg.mix_end)] if cfg.mixup or cfg.cutmix else []),
+             *([GrowImages(parse_sizes(cfg.sizes))] if cfg.sizes else []), *([Mix(cfg.mixup, cfg.cutmix, cfg.mix_prob)] if cfg.mixup or cfg.cutmix else []),
              *([EMA(cfg.ema)] if cfg.ema else []), *([GradientClip(cfg.clip)] if cfg.clip else [])])
 
 
@@ -113,7 +114,6 @@ def resume(learn, cbs):
     "Put `learn` and `cbs` back to where models/last.pth was written; returns the number of epochs done. Errors: UserError."
     with last_state(learn.path) as (path, state):
         check_data(learn.path, learn.dls.data, state["data"])
-        if state["epoch"] != len(state["history"]) or any(set(o) != set(RunLog.columns) for o in state["history"]): raise ValueError("epochs and history differ")
         learn.model.load_state_dict(state["model"])
         learn.create_opt()
         learn.opt.load_state_dict(state["opt"])
@@ -137,7 +137,10 @@ def check_data(run, data, known):
 def last_state(run):
     "The path of models/last.pth and what it holds; whatever cannot be read or used of it is a UserError."
     path = Path(run) / "models" / "last.pth"
-    try: yield path, torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["epoch"] != len(state["history"]) or any(set(o) != set(RunLog.columns) for o in state["history"]): raise ValueError("epochs and history differ")
+        yield path, state
     except FileNotFoundError as e: raise UserError(f"{path} is missing: this run cannot go on, start a new one.") from e
     except UserError: raise
     except Exception as e: raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]}): this run cannot go on, start a new one.") from e

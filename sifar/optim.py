@@ -33,6 +33,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, params, lr=0.06, momentum=0.9, weight_decay=0, scales=(1, 10 / 3, 5 / 3), dtype=torch.float32):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        if len(self.param_groups) != len(scales): raise ValueError(f"Muon takes {len(scales)} groups of parameters, as split_filters makes them, not {len(self.param_groups)}.")
         self.scales, self.dtype = scales, dtype
 
     @torch.no_grad()

@@ -57,12 +57,13 @@ def curves(lines, title, xlabel, ylabel, **axis):
 
 
 def bars(names, shares, title, xlabel):
-    "A PNG of one horizontal bar for each of `names`, the largest on top; `shares` are in 0..1."
+    "A PNG of one horizontal bar for each of `names`, the largest on top; `shares` are in 0..1. Of more than 200, the 100 smallest and largest."
     order = np.argsort(shares, kind="stable")
-    with figure(height=1 + 0.17 * len(names), title=title, xlabel=xlabel, xlim=(0, 100)) as (ax, png):
-        ax.barh(range(len(names)), 100 * np.asarray(shares)[order], color=COLOURS[0])
-        ax.set_yticks(range(len(names)), [short(names[i]) for i in order], fontsize=7)
-        ax.margins(y=0.5 / max(len(names), 1))
+    if len(order) > 200: order = np.concatenate((order[:100], order[-100:]))
+    with figure(height=1 + 0.17 * len(order), title=title, xlabel=xlabel, xlim=(0, 100)) as (ax, png):
+        ax.barh(range(len(order)), 100 * np.asarray(shares)[order], color=COLOURS[0])
+        ax.set_yticks(range(len(order)), [short(names[i]) for i in order], fontsize=7)
+        ax.margins(y=0.5 / max(len(order), 1))
     return png[0]
 
 

@@ -28,6 +28,7 @@ class PredictConfig:
 def predict(model, images, top_k=5, csv=None):
     "Do what the PredictConfig of these names asks for."
     if top_k < 1: raise UserError(f"--top-k {top_k} is out of range: it must be at least 1.")
+    if csv and csv.is_dir(): raise UserError(f"--csv {csv} is a folder: name a file.")
     from .inference import Predictor
     predictor, files, rows = Predictor(model), list_images(images), []
     with progress() as bar:
@@ -62,7 +63,8 @@ def write_csv(path, rows):
     out.writerow(["file", *(f"{o}_{i}" for i in range(1, k + 1) for o in ("label", "probability"))])
     out.writerows([f"{o:.6f}" if isinstance(o, float) else o for o in row] for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, text.getvalue().encode(errors="surrogateescape"))          # file names are bytes
+    write = Path.write_bytes if path.exists() and not path.is_file() else write_file        # a device such as /dev/stdout stays one
+    write(path, text.getvalue().encode(errors="surrogateescape"))               # file names are bytes
 
 
 def main(args=None):

@@ -6,6 +6,8 @@ import base64
 import csv
 import io
 import json
+import math
+import os
 from datetime import timedelta
 from functools import partial
 from html import escape
@@ -48,10 +50,11 @@ class Predictions:
         self.preds = self.probs.argmax(1)
 
     def metrics(self):
-        "Loss (label-smoothed), top-1 and top-5 accuracy as fractions."
+        "Loss (label-smoothed), top-1 and top-5 accuracy and expected calibration error as fractions."
         k = min(5, self.probs.shape[1])
         best = np.argpartition(-self.probs, k - 1, axis=1)[:, :k]
-        return {"loss": float(self.losses.mean()), "top1": float((self.preds == self.targs).mean()), "top5": float((best == self.targs[:, None]).any(1).mean())}
+        return {"loss": float(self.losses.mean()), "top1": float((self.preds == self.targs).mean()), "top5": float((best == self.targs[:, None]).any(1).mean()),
+                "ece": calibration_error(self.probs, self.targs)}
 
 
 def evaluate(learn):
@@ -93,14 +96,20 @@ def get_metrics(learn, cfg, history, found, chosen):
 def page(run, cfg, history, notes=(), metrics=None, data=None, found=None):
     "The text of report.html, with all its pictures in it; without metrics, data and Predictions just what the history says."
     title = f"{cfg.arch} on {Path(cfg.dataset).name}"
-    parts = [*(f"<p><strong>{escape(o)}</strong></p>" for o in notes), *([summary(metrics)] if metrics else []), *([training(history)] if history else [])]
+    parts = [*(f"<p><strong>{escape(without_parents(o, run, cfg.dataset, cfg.data))}</strong></p>" for o in notes), *([summary(metrics)] if metrics else []), *([training(history)] if history else [])]
     if found:
         split = "test" if "test" in found else "valid"
         o = found[split]
         parts += [calibration(found, split), classes(data, o, split), confusion(data, o, split), hardest(data, o, split)]
     elif metrics: parts.append("<p class=note>Neither validation nor test images: nothing more can be said of the model.</p>")
-    parts.append(settings(read_config(run, dict)))
+    parts.append(read_config(run, settings))
     return PAGE.format(title=escape(title), body="\n".join(parts))
+
+
+def without_parents(text, *paths):
+    "`text` with these paths by their last name alone: a page to be shared tells of no folder of this machine."
+    for o in sorted({f"{o.parent}{os.sep}" for path in paths for o in (Path(path), Path(path).resolve())}, key=len, reverse=True): text = text.replace(o, "")
+    return text
 
 
 def picture(png): return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="">'
@@ -113,9 +122,9 @@ def table(rows, header=()):
 
 
 def summary(metrics):
-    rows = [(name, 100 * o["top1"], 100 * o["top5"], o["loss"], metrics["images"][name]) for name in ("test", "valid") if (o := metrics[name])]
+    rows = [(name, 100 * o["top1"], 100 * o["top5"], o["loss"], 100 * o["ece"], metrics["images"][name]) for name in ("test", "valid") if (o := metrics[name])]
     chosen = f"Epoch {metrics['best_epoch']} was chosen on valid" if metrics["best_epoch"] else "These are the weights of the last epoch"
-    return (table(rows, ("", "top-1, %", "top-5, %", "loss, label-smoothed", "images")) +
+    return (table(rows, ("", "top-1, %", "top-5, %", "loss, label-smoothed", "ECE, %", "images")) +
             f"<p>{chosen}; {metrics['parameters']:,} parameters, {metrics['epochs']} epoch{'' if metrics['epochs'] == 1 else 's'} in {timedelta(seconds=round(metrics['seconds']))}, "
             f"{metrics['images_per_second']:.0f} images/s, seed {metrics['seed']}.</p>")
 
@@ -219,7 +228,8 @@ def read_history(run):
     try:
         with path.open() as f: rows: list[dict] = [{k: None if v == "" else float(v) for k, v in o.items()} for o in csv.DictReader(f)]
         for o in rows: o.update(epoch=int(o["epoch"]), **{k: float(o[k]) for k in ("train_loss", "lr", "seconds", "images_per_second")}, **{k: o[k] for k in ("valid_loss", "top1", "top5")})
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as e: raise UserError(f"{path} cannot be read ({e}).") from e
+        if not all(v is None or math.isfinite(v) for o in rows for v in o.values()): raise ValueError("a value is no number")
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, csv.Error) as e: raise UserError(f"{path} cannot be read ({e}).") from e
     if not rows: raise UserError(f"{path} has no epoch yet: train first.")
     return rows
 

@@ -44,7 +44,7 @@ def open_run(cfg):
     try:
         log.info("%s in %s", "Going on" if cfg.resume else "Training", run)
         if cfg.resume and cfg.epochs > (old := read_settings(run).epochs):
-            log.info("%d epochs instead of %d: from here on learning rate, --sizes and --mix-end follow the longer schedule", cfg.epochs, old)
+            log.info("%d epochs instead of %d: from here on learning rate and --sizes follow the longer schedule", cfg.epochs, old)
         with name_batch_size(cfg.bs): yield run
     except Exception as e:
         if text := explain(e): handler.emit(logging.LogRecord("sifar", logging.ERROR, "", 0, text, None, None))
@@ -87,6 +87,8 @@ def describe_run(run, cfg, learn):
     """Write config.json: all settings, the commands so far, versions, git commit and machine; and say what is trained on what.
 
     Precision, lr and wd are kept as they were chosen here, so that a run which goes on elsewhere or later stays the same run."""
+    import torch
+
     from .callbacks import fingerprint
     from .optim import lr_and_wd
     data, device, (lr, wd) = learn.dls.data, learn.dls.device, lr_and_wd(cfg)
@@ -98,7 +100,7 @@ def describe_run(run, cfg, learn):
         "commands": [*commands, shlex.join(["python", *sys.argv])],
         "versions": {"python": platform.python_version(), **{o: version(o) for o in PACKAGES}},
         "git_commit": git_commit(),
-        "device": str(device), "precision": precision, "machine": platform.machine(),
+        "device": f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device), "precision": precision, "machine": platform.machine(),
         "data": {"vocab": list(data.vocab), "superclasses": data.superclasses, "stats": learn.dls.stats, "fingerprint": fingerprint(data)},
     }
     write_file(run / "config.json", json.dumps(about, indent=2) + "\n")

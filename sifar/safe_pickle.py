@@ -20,7 +20,7 @@ NEVER = {o[0] for o in (pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickl
 PLAIN = bool, int, float, str, type(None)
 DICT, LIST_OF, PARTIAL = "collections OrderedDict", "fastcore.foundation L", "functools partial"
 TENSOR, OF_TYPE, PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._tensor _rebuild_from_type_v2", "torch._utils _rebuild_parameter"
-ODD_LAYERS = re.compile(r"torch\.nn\.modules\.(rnn|transformer|padding|upsampling|fold|lazy|sparse|adaptive|_functions|utils)\b|timm\.models\._features")
+ODD_LAYERS = re.compile(r"torch\.nn\.modules\.(rnn|transformer|lazy|sparse|adaptive|_functions|utils)\b|timm\.models\._features")
 ZIP_NAME = re.compile(r"[^/]+/(data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/[0-9]+)")
 
 
@@ -146,25 +146,25 @@ class Inspector(pickle._Unpickler):
         "Look at the whole pickle; returns nothing."
         root = super().load()
         for o in self.made: self.check_call(o) if o.args is not None else self.check_object(o)
-        state = root.state if type(root) is Made and root.of.full == "fastai.learner Learner" else {}
+        state = type(root) is Made and root.of.full == "fastai.learner Learner" and root.state or {}
         model, dls = state.get("model"), state.get("dls")
         self.need(is_made_layer(model) and type(dls) is Made and dls.of.full == "fastai.data.core DataLoaders", "it holds no learner")
         self.need(layers_in(model) < 100_000, "it has more layers than any model")
 
     def parts(self, o):
-        "What a value consists of but for plain values and tensors, with containers opened."
-        todo, opened = [o], set()
+        "What a value consists of but for plain values and tensors, each with the kind of container that it is in."
+        todo, opened = [(o, "")], set()
         while todo:
-            o = todo.pop()
+            o, where = todo.pop()
             self.seen += 1
             self.need(self.seen < 5_000_000, "it is more entangled than any learner")
             if type(o) in (list, tuple, dict) or type(o) is Made and o.of.full in (DICT, LIST_OF):
-                if id(o) not in opened: todo += contents(o)
+                if id(o) not in opened: todo += [(i, f" in {o.of.full.split()[1] if type(o) is Made else type(o).__name__}") for i in contents(o)]
                 opened.add(id(o))
-            elif type(o) is Name: yield f"{o.full} itself"
-            elif type(o) is Storage: yield "storage"
-            elif type(o) is Made and not is_tensor(o): yield "layer" if is_made_layer(o) else o.of.full
-            elif type(o) is not Made and type(o) not in PLAIN: yield type(o).__name__
+            elif type(o) is Name: yield f"{o.full} itself{where}"
+            elif type(o) is Storage: yield f"storage{where}"
+            elif type(o) is Made and not is_tensor(o): yield ("layer" if is_made_layer(o) else o.of.full) + where
+            elif type(o) is not Made and type(o) not in PLAIN: yield type(o).__name__ + where
 
     def check_parts(self, kind, name, o):
         for part in set(self.parts(o)): self.allow(kind, f"{name} {part}")
@@ -213,9 +213,9 @@ class Inspector(pickle._Unpickler):
 
 
 def contents(o):
-    "What is in a picture of a container."
-    if type(o) is Made: return list((o.items if o.calls(DICT) else o.state if type(o.state) is dict else {}).values())
-    return list(o.values()) if type(o) is dict else list(o) if type(o) in (list, tuple) else []
+    "What is in a picture of a container, names that are keys too."
+    if type(o) is Made: o = o.items if o.calls(DICT) else o.state if type(o.state) is dict else {}
+    return [*(k for k in o if type(k) is Name), *o.values()] if type(o) is dict else list(o) if type(o) in (list, tuple) else []
 
 
 def is_fields(state): return type(state) is dict and all(type(k) is str for k in state)
@@ -229,7 +229,7 @@ def is_random_state(state):
 def is_made_layer(o):
     if type(o) is not Made or o.args is not None: return False
     from torch import nn
-    return o.of.layer or isinstance(o.of.o, type) and issubclass(o.of.o, nn.Module)
+    return isinstance(o.of.o, type) and issubclass(o.of.o, nn.Module)
 
 
 def is_tensor(o):
@@ -273,7 +273,8 @@ class SafeUnpickler(pickle._Unpickler):
 
     def __init__(self, file, **kwargs):
         content = file.read()
-        self.inspector(content).load()
+        try: self.inspector(content).load()
+        except ImportError as e: raise pickle.UnpicklingError(str(e)) from e          # which fastai would swallow
         super().__init__(io.BytesIO(content), **kwargs)
 
     def find_class(self, module, name): return Path if module in ("pathlib", "pathlib._local") else super().find_class(module, name)
@@ -295,10 +296,10 @@ def load_learner(path, cpu=True, unpickler=SafeUnpickler):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="load_learner.*insecure")         # not this unpickler
             return learner.load_learner(file, cpu, module)
-    except Refused as e: raise UserError(f"{path} is not safe to load: {e}, which no learner of ours needs. Nothing in it was run.") from e
     except Exception as e:
-        why = f"{type(e).__name__}: {' '.join(str(e).split())[:100]}"
-        raise UserError(f"{path} is damaged, or of another version of sifar ({why}): export it again.") from e
+        why = "".join(o if o.isprintable() else " " for o in str(e))[:200]          # what the file says itself has no control of the terminal
+        if isinstance(e, Refused): raise UserError(f"{path} is not safe to load: {why}, which no learner of ours needs. Nothing in it was run.") from e
+        raise UserError(f"{path} is damaged, or of another version of sifar ({type(e).__name__}: {why}): export it again.") from e
 
 
 def check_sum(path, content):

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
@@ -51,7 +51,8 @@ def export_run(run):
 def write_learner(learn, path, about):
     "Export `learn` to `path`, checked, and the dictionary `about` with its SHA-256 to the model.json beside it."
     for old in path.parent.glob(".export-*"):                   # of an export that was killed
-        if time.time() - old.stat().st_mtime > 3600: shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):                       # another export took it away
+            if time.time() - old.stat().st_mtime > 3600: shutil.rmtree(old, ignore_errors=True)
     images, probs = some_probs(learn)
     with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, only_inference(learn):
         tmp = Path(folder).resolve() / path.name
@@ -60,6 +61,7 @@ def write_learner(learn, path, about):
         except (pickle.PicklingError, AttributeError, TypeError) as e: raise UserError(f"The learner cannot be exported: {e}") from e
         check_probs(path.name, probs, in_fresh_process(tmp, images))
         path.with_name("model.json").unlink(missing_ok=True)                    # a crash between these lines leaves files that load
+        with open(tmp, "rb+") as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     write_file(path.with_name("model.json"), json.dumps({**about, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}, indent=2) + "\n")
     log.info("%s is written: a fresh process loaded it, and gave the same probabilities on %d images (within %g)", path, len(images), TOLERANCE)
@@ -100,7 +102,7 @@ def in_fresh_process(path, images):
 
 
 def save_probs(path, images, probs):
-    with one_line_errors(): np.save(probs, Predictor(path).probs(np.load(images)).numpy())
+    with one_line_errors(): np.save(probs, Predictor(path, "cpu").probs(np.load(images)).numpy())
 
 
 def check_probs(name, want, got):
@@ -114,7 +116,7 @@ def describe(learn, cfg, about):
     return {
         "classes": list(learn.dls.vocab), "superclasses": learn.dls.data.superclasses,
         "size": sz, "mean": classifier.mean.flatten().tolist(), "std": classifier.std.flatten().tolist(),
-        "dataset": Path(cfg.dataset).name, "arch": cfg.arch, **about, "commands": [without_folders(o) for o in about["commands"]],
+        "dataset": PureWindowsPath(cfg.dataset).name, "arch": cfg.arch, **about, "commands": [without_folders(o) for o in about["commands"]],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -122,9 +124,9 @@ def describe(learn, cfg, about):
 def without_folders(command):
     "A command line with the names of files and folders instead of their absolute paths."
     def short(o):
-        flag, _, value = o.rpartition("=")
+        flag, _, value = o.partition("=")
         def far(o): return Path(o).is_absolute() or PureWindowsPath(o).is_absolute() or ".." in Path(o).parts or "://" in o
-        return f"{flag}={Path(value).name}" if flag and far(value) else PureWindowsPath(o).name if far(o) else o
+        return f"{flag}={PureWindowsPath(value).name}" if flag.startswith("-") and far(value) else PureWindowsPath(o).name if far(o) else o
     return shlex.join(map(short, shlex.split(command)))
 
 

@@ -20,6 +20,8 @@ def write_space(run, folder):
     Errors: UserError where something else is in it."""
     run, folder = Path(run), check_folder(folder)
     about = json.loads((run / "model.json").read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "README.md", front_matter(about) + model_card(about))           # first: it says that the folder is ours, should the rest break off
     if (folder / "sifar").is_dir(): shutil.rmtree(folder / "sifar")             # so that no module of an older sifar stays
     for path in space_files():
         copy = folder / path.relative_to(ROOT)
@@ -27,7 +29,6 @@ def write_space(run, folder):
         write_file(copy, path.read_bytes())
     for name in ("learner.pkl", "model.json"): write_file(folder / name, (run / name).read_bytes())
     write_file(folder / "requirements.txt", requirements(about))
-    write_file(folder / "README.md", front_matter(about) + model_card(about))
     write_file(folder / ".gitattributes", "*.pkl filter=lfs diff=lfs merge=lfs -text\n*.png filter=lfs diff=lfs merge=lfs -text\n")
     log.info("%s is a complete Space: python app.py starts it there", folder)
 
@@ -99,19 +100,23 @@ Classes: {", ".join(about["classes"])}.
 """
 
 
-def push_space(run, repo):
-    """Upload the Space of `run` to `repo`, USER/NAME on Hugging Face, which is made where it is not there.
-
-    The token is the one of `hf auth login` or the environment variable HF_TOKEN. Errors: UserError."""
-    from huggingface_hub import HfApi, get_token
+def check_push(repo):
+    "The token of Hugging Face, of `hf auth login` or the environment variable HF_TOKEN. Errors: UserError where there is none, or `repo` is not USER/NAME."
+    from huggingface_hub import get_token
     if repo.count("/") != 1 or not all(repo.split("/")): raise UserError(f"--push {repo}: it should be USER/NAME.")
-    token = get_token()
-    if not token: raise UserError("--push needs a token of Hugging Face that may write: run hf auth login, or set HF_TOKEN.")
+    if token := get_token(): return token
+    raise UserError("--push needs a token of Hugging Face that may write: run hf auth login, or set HF_TOKEN.")
+
+
+def push_space(run, repo):
+    "Upload the Space of `run` to `repo`, USER/NAME on Hugging Face, which is made where it is not there. Errors: UserError."
+    from huggingface_hub import HfApi
+    token = check_push(repo)
     with tempfile.TemporaryDirectory() as folder:
         write_space(run, folder)
         try:
             url = HfApi().create_repo(repo, repo_type="space", space_sdk="gradio", exist_ok=True)
-            HfApi().upload_folder(repo_id=repo, folder_path=folder, repo_type="space", commit_message="The Space of an exported run")
+            HfApi().upload_folder(repo_id=repo, folder_path=folder, repo_type="space", delete_patterns="sifar/*", commit_message="The Space of an exported run")
         except Exception as e:              # of its own, of its HTTP client, of its transfer library, of the system
             reason = " ".join(str(e).split()).replace(token, "[token]")[:200]
             raise UserError(f"Hugging Face did not take {repo} ({type(e).__name__}: {reason}): mend that and push again.") from None

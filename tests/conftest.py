@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import os
 import struct
 import tarfile
 import threading
@@ -12,12 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import export
 import train
 from sifar import datasets, download
 from sifar.terminal import log
+
+
+def pytest_configure(config):
+    "But for the tests of GPUs, all is about processors, on every machine."
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""): os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 
 SUPERCLASS = [c // 5 for c in range(100)]
 
@@ -159,6 +167,18 @@ def exported(run_folder, tmp_path_factory):
     space = tmp_path_factory.mktemp("space")
     export.main([str(run_folder), "--onnx", "--weights", "--space", str(space)])
     return run_folder, space
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    "The first axis of each figure that is drawn from here on, by the title of either."
+    found, savefig = {}, Figure.savefig
+
+    def save(fig, *args, **kwargs):
+        found[fig.get_suptitle() or fig.axes[0].get_title()] = fig.axes[0]
+        return savefig(fig, *args, **kwargs)
+    monkeypatch.setattr(Figure, "savefig", save)
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
-from fastai.vision.all import Callback, CancelBatchException, CancelFitException, CrossEntropyLossFlat, set_seed
+from fastai.vision.all import Callback, CancelBatchException, CancelFitException, CrossEntropyLossFlat, SaveModelCallback, set_seed
 
 from sifar import TrainConfig, UserError, get_dls, get_learner
-from sifar.callbacks import Precision, StopOnNaN
+from sifar.callbacks import Precision, RunLog, SaveLast, StopOnNaN
 from sifar.learner import pick_device, pick_precision
+from sifar.terminal import progress
 
 
 class Short(Callback):
@@ -99,6 +100,19 @@ def test_a_loss_that_is_no_number_ends_the_run_before_the_step(bad):
     with pytest.raises(UserError) as e, learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(2, 0.1, 0, cbs=[Spoil(), StopOnNaN()])
     assert "epoch 1, batch 4, lr 0.0" in e.value.text and "smaller --lr" in e.value.text
     assert all(torch.isfinite(o).all() for o in learn.model.parameters())
+
+
+def test_weights_that_are_no_numbers_after_the_last_step_of_an_epoch_reach_no_checkpoint(tmp_path):
+    learn = learner(precision="fp32", valid_pct=0.0, bs=256)
+    learn.path = tmp_path
+
+    class Spoil(Callback):
+        def after_step(self):
+            if self.epoch == 1 and self.iter == self.n_iter - 1: next(self.model.parameters()).data.fill_(math.nan)
+    with pytest.raises(UserError, match="weights became .* in epoch 2, .* smaller --lr"), learn.no_bar(), progress() as bar:
+        learn.fit_warmup_cosine(3, 0.1, 0, cbs=[Spoil(), StopOnNaN(), RunLog(bar), SaveLast()])
+    state = torch.load(tmp_path / "models" / "last.pth", weights_only=True)
+    assert state["epoch"] == len(state["history"]) == 1 and all(torch.isfinite(o).all() for o in state["model"].values())
 
 
 def test_a_device_that_is_not_there_is_named():
@@ -197,8 +211,8 @@ def test_cutmix_pastes_one_rectangle_and_mixes_targets_by_its_area():
     assert torch.allclose(got["targ"], share * y + (1 - share) * y.flip(0), atol=0.02)
 
 
-def unmixed(n_epoch=1, **settings):
-    "For each training batch of a fit, whether Mix left it as it was: (n_epoch, batches)."
+def unmixed(**settings):
+    "For each training batch of an epoch, whether Mix left it as it was."
     learn, same = learner(precision="fp32", mixup=1.0, bs=8, **settings), []
 
     class Take(Callback):
@@ -209,17 +223,13 @@ def unmixed(n_epoch=1, **settings):
         def before_batch(self):
             if self.training: same.append(torch.equal(self.x, self.taken))
     set_seed(0)
-    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(n_epoch, 0.01, 0, cbs=[Take(), Look()])
-    return torch.tensor(same, dtype=float).view(n_epoch, -1)
+    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0, cbs=[Take(), Look()])
+    return torch.tensor(same, dtype=float)
 
 
 def test_a_share_of_the_batches_is_mixed():
     same = unmixed(mix_prob=0.25)
     assert same.numel() > 100 and 0.65 < same.mean() < 0.85
-
-
-def test_the_last_epochs_are_not_mixed():
-    assert unmixed(3, mix_end=0.5).mean(1).tolist() == [0, 0, 1]
 
 
 def test_validation_is_not_mixed():
@@ -276,6 +286,26 @@ def test_mixing_takes_any_loss_and_goes_on_after_an_interruption():
         with pytest.raises(KeyboardInterrupt): learn.fit_warmup_cosine(1, 0.01, 0, cbs=Interrupt(training=True))
         learn.fit_warmup_cosine(1, 0.01, 0)
     assert isinstance(learn.loss_func, CrossEntropyLossFlat)
+
+
+def test_smoothed_labels_of_any_loss_are_kept_when_mixing():
+    torch.manual_seed(3)
+    learn = learner(precision="fp32", bs=64, mixup=1.0)
+    learn.loss_func = CrossEntropyLossFlat(label_smoothing=0.3)
+    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0)
+    assert learn.mix.targ.min().item() == pytest.approx(0.03)
+
+
+def test_an_average_goes_together_with_fastai_s_own_choice_of_the_best_and_with_tta(tmp_path):
+    learn, kept = learner(precision="fp32", ema=0.9, bs=256), SaveModelCallback(monitor="accuracy")
+    learn.path, own = tmp_path, learn.model
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(3, 0.05, 0, cbs=kept)
+        best = torch.load(tmp_path / "models" / "model.pth", weights_only=True)
+        assert all(torch.equal(v, best[k]) for k, v in learn.model.state_dict().items())
+        learn.tta(n=2)
+        learn.fit_warmup_cosine(1, 0.05, 0)
+    assert learn.model is own and not all(torch.equal(v, best[k]) for k, v in own.state_dict().items())
 
 
 def test_an_average_is_left_alone_by_lr_find_and_by_an_interruption():

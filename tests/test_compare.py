@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import shutil
 
@@ -6,6 +8,7 @@ from PIL import Image
 
 import train
 from sifar import compare
+from sifar.report import read_history
 
 
 @pytest.fixture(scope="module")
@@ -13,9 +16,16 @@ def runs(tmp_path_factory):
     "Two runs that differ in their seed, and one that differs in its epochs."
     folder = tmp_path_factory.mktemp("runs")
     small = "--dataset", "digits", "--arch", "resnet8", "--bs", "256", "--runs", str(folder)
-    train.main([*small, "--epochs", "2", "--seeds", "2", "--seed", "5", "--name", "pair"])
+    with contextlib.redirect_stdout(io.StringIO()) as said: train.main([*small, "--epochs", "2", "--seeds", "2", "--seed", "5", "--name", "pair"])
+    (folder / "said").write_text(said.getvalue())
     train.main([*small, "--epochs", "1", "--seed", "5", "--name", "short"])
     return folder / "digits"
+
+
+@pytest.fixture(autouse=True)
+def width(monkeypatch):
+    "That of a usual terminal, wherever the tests run."
+    monkeypatch.setenv("COLUMNS", "80")
 
 
 def out(capsys, *args):
@@ -24,10 +34,16 @@ def out(capsys, *args):
     return capsys.readouterr().out
 
 
+def mean_of_pair(runs):
+    a, b = (100 * json.loads((runs / o / "metrics.json").read_text())["test"]["top1"] for o in ("pair-5", "pair-6"))
+    return f"test top-1 {(a + b) / 2:.2f} ± {abs(a - b) / 2**0.5:.2f} % (n = 2, seeds 5, 6)"
+
+
 def test_seeds_are_runs_of_their_own(runs):
     assert sorted(o.name for o in runs.iterdir()) == ["pair-5", "pair-6", "short"]
     settings = [json.loads((runs / o / "config.json").read_text())["settings"] for o in ("pair-5", "pair-6")]
     assert [o["seed"] for o in settings] == [5, 6] and [o["seeds"] for o in settings] == [1, 1]
+    assert mean_of_pair(runs) in (runs.parent / "said").read_text()
 
 
 def test_the_table_has_the_settings_that_differ_and_the_results(runs, tmp_path, capsys):
@@ -53,8 +69,25 @@ def test_columns_without_room_go_below(runs, tmp_path, capsys):
 
 def test_runs_that_differ_in_seed_alone_have_a_mean(runs, tmp_path, capsys):
     text = out(capsys, *sorted(runs.iterdir()), "--plot", tmp_path / "c.png")
-    a, b = (100 * json.loads((runs / o / "metrics.json").read_text())["test"]["top1"] for o in ("pair-5", "pair-6"))
-    assert f"test top-1 {(a + b) / 2:.2f} ± {abs(a - b) / 2**0.5:.2f} % (n = 2, seeds 5, 6)" in text and text.count("±") == 1
+    assert mean_of_pair(runs) in text and text.count("±") == 1
+
+
+def test_the_best_valid_and_the_curves_are_those_of_the_runs(runs, tmp_path, capsys, drawn):
+    text = out(capsys, *sorted(runs.iterdir()), "--plot", tmp_path / "c.png")
+    lines = drawn["Accuracy on valid"].lines
+    assert {o.get_label() for o in lines} == {"pair-5", "pair-6", "short"}
+    for line in lines:
+        rows = read_history(runs / line.get_label())
+        assert line.get_xydata().tolist() == [[o["epoch"], pytest.approx(100 * o["top1"])] for o in rows]
+        assert any(line.get_label() in o and f"{100 * max(r['top1'] for r in rows):.2f}" in o for o in text.splitlines())
+
+
+def test_a_run_without_validation_is_compared_by_its_training_loss(runs, tmp_path, capsys, drawn):
+    train.main(["--dataset", "digits", "--arch", "resnet8", "--bs", "256", "--epochs", "1", "--valid-pct", "0", "--runs", str(tmp_path), "--name", "all"])
+    run = tmp_path / "digits" / "all"
+    assert "no accuracy on valid: all" in out(capsys, run, runs / "short", "--plot", tmp_path / "c.png")
+    out(capsys, run, "--plot", tmp_path / "c.png")
+    assert drawn["Loss in training, label-smoothed"].lines
 
 
 def test_what_is_unfinished_or_damaged_does_not_hide_the_rest(runs, tmp_path, capsys, monkeypatch):
@@ -62,7 +95,7 @@ def test_what_is_unfinished_or_damaged_does_not_hide_the_rest(runs, tmp_path, ca
     shutil.copytree(runs, tmp_path / "runs" / "digits")
     (tmp_path / "runs" / "digits" / "pair-5" / "metrics.json").unlink()
     (tmp_path / "runs" / "digits" / "pair-6" / "history.csv").write_text("epoch,train_loss\n1,2\n")
-    (tmp_path / "runs" / "digits" / "short" / "config.json").write_text("[1]")
+    (tmp_path / "runs" / "digits" / "short" / "config.json").write_text('{"settings": {"dataset": null}}')
     monkeypatch.chdir(tmp_path)
     text = out(capsys)
     assert "unfinished" in text and "Left out: " in text and "short" in text.split("Left out")[1].splitlines()[0]

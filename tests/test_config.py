@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
@@ -24,6 +26,14 @@ def test_a_flag_overrides_its_preset():
     cfg = parse_args(["--preset", "smoke", "--epochs", "3"])
     assert (cfg.arch, cfg.dataset, cfg.epochs) == ("resnet8", "digits", 3)
     assert parse_args(["--preset=smoke"]).arch == "resnet8"
+
+
+@pytest.mark.parametrize("document", ["README.md", "QUICKSTART.md"])
+def test_the_commands_in_the_documents_are_understood(document):
+    commands = re.findall(r"python train\.py ([^`#\n]+)", (ROOT / document).read_text())
+    assert len(commands) > 3
+    for o in commands:
+        if not re.search("path/to|--resume|--help", o): parse_args(shlex.split(o))
 
 
 def test_data_comes_from_the_environment(monkeypatch):

@@ -4,9 +4,11 @@ import json
 import re
 import shutil
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_cifar, write_images
 from PIL import Image
 
@@ -15,7 +17,9 @@ from sifar import TrainConfig, UserError, get_dls, get_learner, report
 from sifar.calibration import calibration_error, fit_temperature, reliability, with_temperature
 from sifar.callbacks import RunLog
 from sifar.dataloaders import make_dls
+from sifar.datasets import ImageData
 from sifar.learner import load_run
+from sifar.plots import bars
 
 SECTIONS = "Training", "Calibration", "Classes", "Confusions", "Top losses", "Settings", "Versions"
 
@@ -46,11 +50,12 @@ def test_training_leaves_a_page_that_needs_nothing_else(run_folder):
 def test_the_figures_are_those_of_fastai(run_folder):
     learn, metrics = load_run(run_folder), json.loads((run_folder / "metrics.json").read_text())
     with learn.no_bar():
-        for i, name in ((1, "valid"), (2, "test")): assert list(metrics[name].values()) == pytest.approx(list(learn.validate(i)), abs=1e-4)
+        for i, name in ((1, "valid"), (2, "test")): assert [metrics[name][o] for o in ("loss", "top1", "top5")] == pytest.approx(list(learn.validate(i)), abs=1e-4)
     o = report.Predictions(learn, 2)
     assert o.metrics() == pytest.approx(metrics["test"], abs=1e-4) and len(o.rows) == len(o.probs) == 359
     text = (run_folder / "report.html").read_text()
-    assert f"{100 * metrics['test']['top1']:.2f}" in text and f"Epoch {metrics['best_epoch']} was chosen on valid" in text
+    assert metrics["test"]["ece"] == pytest.approx(calibration_error(o.probs, o.targs))
+    assert all(f"{100 * metrics['test'][o]:.2f}" in text for o in ("top1", "ece")) and f"Epoch {metrics['best_epoch']} was chosen on valid" in text
 
 
 def test_the_command_writes_the_same_again(finished, capsys):
@@ -63,11 +68,34 @@ def test_the_command_writes_the_same_again(finished, capsys):
     assert (finished / "report.html").exists() and "report.html" in capsys.readouterr().out
 
 
-def test_superclasses_have_a_matrix_of_their_own(tmp_path, tiny_cifar):
+def test_a_run_on_cifar100_has_a_page(tmp_path, tiny_cifar):
     write_cifar(tmp_path, "cifar100")
     run("--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
     text = (tmp_path / "runs" / "cifar100" / "a" / "report.html").read_text()
     assert "fine" in text and len(text) < 3_000_000 and all(f"<h2>{o}</h2>" in text for o in SECTIONS)
+
+
+def test_classes_and_superclasses_have_their_own_accuracy_and_confusions(drawn):
+    vocab, of = ["apple", "pear", "cat", "dog", "car", "bus"], ["fruit", "fruit", "animals", "animals", "vehicles", "vehicles"]
+    targs, preds, rows = np.array([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]), np.array([0, 1, 0, 1, 2, 3, 2, 0, 0, 0, 0]), np.arange(11)
+    data, o = ImageData(np.zeros((11, 8, 8, 3), np.uint8), targs, vocab, rows[:0], rows[:0], rows, of), SimpleNamespace(rows=rows, targs=targs, preds=preds)
+    report.classes(data, o, "test")
+    text = report.confusion(data, o, "test")
+    def bars(title): return {t.get_text(): p.get_width() for t, p in zip(drawn[title].get_yticklabels(), drawn[title].patches)}
+    assert bars("Superclasses, accuracy on test") == pytest.approx({"fruit": 80, "animals": 100 / 3})
+    assert bars("Classes, accuracy on test") == pytest.approx({"apple": 200 / 3, "pear": 50, "cat": 100 / 3, "dog": 0})
+    ax = drawn["Superclasses, % of each row, test"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == [t.get_text() for t in ax.get_xticklabels()] == ["animals", "fruit", "vehicles"]
+    assert np.allclose(ax.images[0].get_array(), [[100 / 3, 200 / 3, 0], [20, 80, 0], [0, 0, 0]])
+    assert re.findall(r"<br>(.*?)</div>", text) == ["dog as apple: 3", "apple as pear: 1", "pear as cat: 1", "cat as apple: 1", "cat as dog: 1"]
+
+
+@pytest.mark.parametrize("n", [100, 5000])
+def test_the_names_of_many_classes_do_not_cover_each_other(drawn, n):
+    bars([f"a class with a long name {i}" for i in range(n)], np.linspace(0, 1, n), "Many", "right, %")
+    boxes = sorted((o.get_window_extent().y0, o.get_window_extent().y1) for o in drawn["Many"].get_yticklabels())
+    assert len(boxes) == min(n, 200) and all(a[1] <= b[0] + 1 for a, b in zip(boxes, boxes[1:]))
+    assert {drawn["Many"].patches[i].get_width() for i in (0, -1)} == {0, 100}
 
 
 @pytest.mark.parametrize("without, note", [(("valid",), "no validation set to fit a temperature on"), (("test",), "fitted on valid, divides"), (("test", "valid"), "nothing more can be said")])
@@ -130,7 +158,34 @@ def test_figures_of_other_data_do_not_take_the_place_of_the_run_s_own(finished, 
     assert "was trained on other data" in capsys.readouterr().out and (finished / "metrics.json").read_bytes() == metrics
 
 
-@pytest.mark.parametrize("spoil, words", [(lambda o: (o / "config.json").write_text("{"), "config.json is damaged"), (lambda o: shutil.rmtree(o), "is no run folder")])
+def test_a_page_tells_of_no_folder_of_this_machine(finished):
+    about = json.loads((finished / "config.json").read_text())
+    about["commands"] = [f"python {finished}/train.py --runs {finished}/x"]
+    about["settings"]["dataset"] = f"{finished}/pets"
+    (finished / "config.json").write_text(json.dumps(about))
+    (finished / "models" / "last.pth").write_bytes(b"x")
+    report.main([str(finished)])
+    text = (finished / "report.html").read_text()
+    assert "last.pth is damaged" in text and "&#x27;pets&#x27;" in text and str(finished.parent) not in text
+
+
+@pytest.mark.parametrize("history", [5, [{"a": 1}] * 8, [{**dict.fromkeys(RunLog.columns, 1.0)}]])
+def test_a_checkpoint_with_a_damaged_history_is_named_and_that_of_the_table_is_shown(finished, history):
+    state = torch.load(finished / "models" / "last.pth", weights_only=True)
+    torch.save({**state, "history": history}, finished / "models" / "last.pth")
+    report.main([str(finished)])
+    text = (finished / "report.html").read_text()
+    assert "last.pth is damaged" in text and "<h2>Training" in text and CLASSES in text
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e999"])
+def test_a_history_with_what_is_no_number_is_named(finished, value):
+    (finished / "history.csv").write_text((finished / "history.csv").read_text().replace("\n3,", f"\n{value},"))
+    with pytest.raises(UserError, match="history.csv cannot be read"): report.read_history(finished)
+
+
+@pytest.mark.parametrize("spoil, words", [(lambda o: (o / "config.json").write_text("{"), "config.json is damaged"),
+                                          (lambda o: (o / "config.json").write_text((o / "config.json").read_text().replace('"versions": {', '"versions": null, "x": {')), "config.json is damaged"), (lambda o: shutil.rmtree(o), "is no run folder")])
 def test_a_damaged_run_is_one_line(finished, capsys, spoil, words):
     spoil(finished)
     with pytest.raises(SystemExit) as e: report.main([str(finished)])
@@ -174,3 +229,15 @@ def test_the_temperature_that_was_put_in_is_found_and_mends_the_error(temperatur
     assert t == pytest.approx(1 / temperature, rel=0.08)
     assert calibration_error(with_temperature(probs, t), targs) < 0.03
     assert (with_temperature(probs, t).argmax(1) == probs.argmax(1)).all()
+
+
+def test_the_temperature_is_fitted_on_valid_and_shown_on_test(drawn):
+    def found(temperature):
+        probs, targs = made(temperature=temperature)
+        return SimpleNamespace(probs=probs, targs=targs, preds=probs.argmax(1))
+    test = found(1.0)
+    text = report.calibration({"valid": found(0.4), "test": test}, "test")
+    assert float(re.search(r"A temperature of ([\d.]+), fitted on valid", text)[1]) == pytest.approx(2.5, rel=0.08)
+    line = next(o for o in drawn["Reliability on test"].lines if o.get_label().startswith("as it is"))
+    assert line.get_label() == f"as it is: ECE {100 * calibration_error(test.probs, test.targs):.2f} %"
+    assert np.allclose(line.get_xydata().T, [100 * o for o in reliability(test.probs, test.targs)[:2]])

@@ -18,7 +18,7 @@ import torch
 
 if __name__ == "__main__": sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sifar import TrainConfig, UserError, load_learner
+from sifar import Predictor, TrainConfig, UserError, load_learner
 from sifar.config import ARCHS
 from sifar.safe_pickle import LIST, Inspector, SafeUnpickler
 from sifar.terminal import quiet_imports
@@ -210,6 +210,8 @@ def hostile(mark):
     yield "a layer in itself", learner_of(loaders(), layer(b"}" + value("0") + b"j\xe8\x03\0\0s").replace(b")\x81}", b")\x81r\xe8\x03\0\0}", 1)), False
     yield "hooks that are no dictionary", learner_of(loaders(), layer(b"}", value("_forward_hooks") + toucher(mark))), False
     yield "hooks of a tensor", call(name("torch._utils", "_rebuild_parameter"), b"N", b"\x88", b"}" + value(1) + toucher(mark) + b"s"), False
+    yield "a name that writes on the terminal", dotted("os\nall is well\x1b[2J", "system"), False
+    yield "a name that is very long", name("os", "x" * 100_000), False
     yield "a file that is removed", call(name("os", "remove"), value(mark)), False
 
 
@@ -238,7 +240,7 @@ def test_nothing_in_a_hostile_file_runs(what, tmp_path):
         mark.unlink(missing_ok=True)
         with pytest.raises(UserError) as e: load_learner(archive(tmp_path / "learner.pkl", pickled))
     finally: copyreg.remove_extension("os", "system", 0x77)
-    assert not mark.exists() and str(tmp_path / "learner.pkl") in e.value.text and "\n" not in e.value.text
+    assert not mark.exists() and str(tmp_path / "learner.pkl") in e.value.text and e.value.text.isprintable() and len(e.value.text) < 500
 
 
 @pytest.mark.parametrize("what", [o for o, _ in later("x")])
@@ -355,6 +357,31 @@ def test_a_method_that_is_planted_in_a_real_learner_is_refused(exported, tmp_pat
         plant(learn.model)
         with warnings.catch_warnings(action="ignore"): torch.save(learn, tmp_path / "learner.pkl", pickle_protocol=2)
         assert "not safe to load" in refusal(tmp_path / "learner.pkl")
+
+
+def test_one_thing_in_the_place_of_many_is_refused(exported, tmp_path):
+    "fastai goes through these, and what it goes through would do its work."
+    for plant in (lambda dls: vars(dls).update(loaders=dls.loaders[1]), lambda dls: vars(dls.valid.dataset).update(tls=dls.valid.dataset.tls[0]),
+                  lambda dls: vars(dls).update(loaders={Path: None}), lambda dls: vars(dls.valid.after_batch).update(fs={torch.device: None})):
+        learn = load_learner(exported[0])
+        plant(learn.dls)
+        with warnings.catch_warnings(action="ignore"): torch.save(learn, tmp_path / "learner.pkl", pickle_protocol=2)
+        assert "not safe to load: it holds fast" in refusal(tmp_path / "learner.pkl")
+
+
+def test_a_learner_that_needs_a_package_which_is_not_here_names_it(exported, tmp_path, monkeypatch):
+    with zipfile.ZipFile(exported[0] / "learner.pkl") as old, zipfile.ZipFile(tmp_path / "learner.pkl", "w") as new:
+        for o in old.infolist(): new.writestr(o.filename, old.read(o).replace(b"csifar.models\nResNet\n", b"ctimm.models.nothing\nResNet\n"))
+    assert "No module named 'timm.models.nothing'" in refusal(tmp_path / "learner.pkl")
+
+
+@pytest.mark.parametrize("spoil", [lambda o: o.dls.valid.after_batch.fs.clear(), lambda o: vars(o.dls.valid.dataset.tls[0].tfms[0]).pop("sz"), lambda o: vars(o.dls.valid.dataset.tls[0].tfms[0]).update(sz=5000)])
+def test_a_learner_that_is_no_classifier_of_images_is_one_line(exported, tmp_path, spoil):
+    learn = load_learner(exported[0])
+    spoil(learn)
+    with warnings.catch_warnings(action="ignore"): torch.save(learn, tmp_path / "learner.pkl", pickle_protocol=2)
+    with pytest.raises(UserError, match="is no classifier of images, or a damaged one") as e: Predictor(tmp_path)
+    assert "\n" not in e.value.text
 
 
 @pytest.mark.parametrize("path", [b"pathlib\nWindowsPath", b"pathlib._local\nPosixPath", b"pathlib._local\nWindowsPath"])

@@ -18,8 +18,9 @@ import yaml
 from conftest import write_cifar
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
-from fastai.data.all import Transform
+from fastai.data.all import IntToFloatTensor, Transform
 from fastai.torch_core import TensorImage
+from fastcore.all import first
 from safetensors.torch import load_file
 
 import export
@@ -132,7 +133,7 @@ def test_an_export_that_does_not_load_is_not_kept(run_folder, tmp_path):
 
 def test_an_export_that_gives_other_probabilities_is_not_kept(run_folder, tmp_path):
     learn = load_run(run_folder)
-    learn.dls.valid.after_batch.fs.append(learn.dls.valid.after_batch.fs[-1])           # normalised twice
+    first(o for o in learn.dls.valid.after_batch.fs if isinstance(o, IntToFloatTensor)).div = 100.0
     with pytest.raises(UserError, match="learner.pkl gives other probabilities"): write_learner(learn, tmp_path / "learner.pkl", {})
     assert not list(tmp_path.iterdir())
 
@@ -209,6 +210,13 @@ def test_predict_writes_a_table_of_a_folder(exported, digits, tmp_path, capsys):
     assert f"Skipped: {folder / 'broken.png'} is not an image" in out and "70 of 71 images classified" in out and ".hidden" not in out
 
 
+def test_a_table_goes_to_a_device_that_stays_one(exported, digits, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
+    predict([str(o) for o in (exported[0], digits[0] / "00.png", "--csv", tmp_path / "pipe")])
+    assert reader.communicate()[0].startswith("file,label_1,") and (tmp_path / "pipe").is_fifo()
+
+
 def test_predict_prints_a_line_an_image(exported, digits, capsys):
     predict([str(exported[0] / "learner.pkl"), str(digits[0] / "00.png"), str(digits[0] / "01.png"), "--top-k", "1"])
     out = capsys.readouterr().out.splitlines()
@@ -219,7 +227,7 @@ def test_what_predict_cannot_do_is_one_line(exported, digits, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for args, text in ((("nowhere", "a.png"), "is missing: make it with python export.py"), ((exported[0], "a.png"), "a.png is missing"),
                        ((exported[0], tmp_path / "empty"), "holds no files"), ((exported[0], digits[0] / "broken.png"), "None of the 1 files"),
-                       ((exported[0],), "No images are named"), ((exported[0], digits[0], "--top-k", "0"), "--top-k 0 is out of range")):
+                       ((exported[0],), "No images are named"), ((exported[0], digits[0], "--csv", tmp_path / "empty"), "empty is a folder: name a file"), ((exported[0], digits[0], "--top-k", "0"), "--top-k 0 is out of range")):
         assert text in failure(capsys, predict, *args)
 
 
@@ -237,6 +245,15 @@ def test_a_space_is_complete(exported):
     metrics = json.loads((run / "metrics.json").read_text())
     assert f"{100 * metrics['test']['top1']:.2f} %" in card and json.loads((run / "model.json").read_text())["commands"][0] in card
     assert "*.pkl filter=lfs" in (space / ".gitattributes").read_text() and len(list((space / "examples").glob("*.png"))) > 8
+
+
+def test_a_space_that_was_broken_off_can_be_written_again(exported, tmp_path, monkeypatch):
+    def broken_off(about): raise OSError("the disk is full")
+    monkeypatch.setattr("sifar.space.requirements", broken_off)
+    with pytest.raises(OSError): write_space(exported[0], tmp_path / "space")
+    monkeypatch.undo()
+    write_space(exported[0], tmp_path / "space")
+    assert {o.name for o in (tmp_path / "space").iterdir()} == {o.name for o in exported[1].iterdir()}
 
 
 def test_a_space_predicts_by_itself_without_what_only_training_needs(exported, tmp_path):
@@ -377,3 +394,4 @@ def test_commands_keep_no_folder_of_a_machine():
     from sifar.share import without_folders
     command = r"python /home/alice/train.py --runs ../../home/alice/r --data=../alice/x file:///home/alice/f 'C:\Users\alice\c' --dataset pets/small --lr 0.1"
     assert without_folders(command) == "python train.py --runs r --data=x f c --dataset pets/small --lr 0.1"
+    assert without_folders("train.py --runs=/home/alice/lr=0.1 /home/alice=x/b") == "train.py --runs=lr=0.1 b"

@@ -83,7 +83,7 @@ def test_metrics_are_those_of_the_best_epoch_and_of_one_look_at_the_test_set(und
     best = max(rows, key=lambda o: float(o["top1"]))
     assert metrics["best_epoch"] == int(best["epoch"]) and metrics["valid"]["top1"] == pytest.approx(float(best["top1"]))
     assert metrics["epochs"] == 4 and metrics["parameters"] == 78_042 and metrics["seconds"] > 0 and metrics["images_per_second"] > 0
-    assert set(metrics["test"]) == {"loss", "top1", "top5"} and metrics["images"] == {"train": 1295, "valid": 143, "test": 359}
+    assert set(metrics["test"]) == {"loss", "top1", "top5", "ece"} and metrics["images"] == {"train": 1295, "valid": 143, "test": 359}
     learn = load_run(undisturbed)
     with learn.no_bar(): hits = [int(learn.predict(learn.dls.data.images[i])[1]) == learn.dls.data.labels[i] for i in learn.dls.data.test[:120]]
     assert abs(np.mean(hits) - metrics["test"]["top1"]) < 0.1

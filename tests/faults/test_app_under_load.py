@@ -100,7 +100,7 @@ def test_64_clients_for_two_minutes(exported, pictures, tmp_path, campaign):
         print(line)
         assert not wrong, wrong[:5]
         assert "Traceback" not in page.log(), page.log()
-        assert counts["good"] > 300 and min(counts["bad"], counts["hung up"]) > 20 and p95 <= 3 * predicted and after - before < 100
+        assert counts["good"] > 300 and min(counts["bad"], counts["hung up"]) > 20 and counts["busy"] < 0.01 * counts["good"] and p95 <= 3 * predicted and after - before < 100
         with httpx.Client(base_url=page.url, timeout=60) as c:
             path = sorted(pictures)[0]
             assert ask(c, path.read_bytes()) == pictures[path], "after it a normal request works"
@@ -120,7 +120,7 @@ def test_no_file_outside_is_served(exported, tmp_path, campaign):
         host, port = page.url.removeprefix("http://").split(":")
         for route in ROUTES:
             for path in PATHS:
-                path = path.format(model=exported[0] / "learner.pkl", uploads=tmp_path / "uploads")
+                reply, path = b"", path.format(model=exported[0] / "learner.pkl", uploads=tmp_path / "uploads")
                 with socket.create_connection((host, int(port)), timeout=30) as s, suppress(TimeoutError):            # as it is: httpx would tidy the path
                     s.sendall(f"GET {route}{path.replace(' ', '%20')} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
                     reply = b"".join(iter(lambda s=s: s.recv(65536), b""))
@@ -138,7 +138,8 @@ def test_uploads_do_not_stay(exported, pictures, tmp_path, campaign):
         with httpx.Client(base_url=page.url, timeout=60) as c:
             for path in pictures: ask(c, path.read_bytes(), name=path.name)
         for _ in range(10): break_off(page.url)
-        while not list((tmp_path / "uploads").rglob("tmp*")): time.sleep(0.1)
+        end = time.monotonic() + 60
+        while not list((tmp_path / "uploads").rglob("tmp*")) and time.monotonic() < end: time.sleep(0.1)
         uploaded = [o for o in (tmp_path / "uploads").rglob("*") if o.is_file() and not re.search("examples", str(o))]
         assert len(uploaded) >= len(pictures)
         end = time.monotonic() + 1800

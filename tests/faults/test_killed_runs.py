@@ -1,7 +1,9 @@
 """A training run that is killed, interrupted and terminated again and again ends as if nothing had happened."""
 import csv
+import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -31,17 +33,18 @@ def wait_for(there, process):
     return True
 
 
-def strike(run, signum, rng, log):
-    "Start or resume `run`, and send it `signum` at some moment of its training, half of the time while it writes a file; its exit code."
+def strike(run, signum, rng, log, pace):
+    "Start or resume `run`, and send it `signum` at some moment of its training, half of the time while it writes a file; its exit code. pace: seconds an epoch."
     args = ("--resume", run) if (run / "models" / "last.pth").exists() else (*LONG, "--runs", run.parents[1], "--name", run.name)
-    with open(log, "w") as out: process = subprocess.Popen(command(*args), stdout=out, stderr=subprocess.STDOUT)
+    with open(log, "w") as out: process = subprocess.Popen(command(*args), stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
     assert wait_for(lambda: "train loss" in log.read_text() and (run / "models" / "last.pth").exists(), process), log.read_text()
-    time.sleep(rng.uniform(0, 2))
+    time.sleep(rng.uniform(0, 2 * pace))
     if rng.random() < 0.5:
         name = rng.choice(("models/last.pth.tmp", "models/best.pth.tmp", "history.csv.tmp"))
-        end = time.monotonic() + 5                  # not every epoch is the best
+        end = time.monotonic() + 2 * pace           # not every epoch is the best
         wait_for(lambda: (run / name).exists() or time.monotonic() > end, process)
-    process.send_signal(signum)
+    if signum == signal.SIGINT: os.killpg(process.pid, signum)          # as a terminal does: to the workers too
+    else: process.send_signal(signum)
     return process.wait()
 
 
@@ -58,13 +61,14 @@ def check_folder(run):
 @pytest.mark.parametrize("signum, code, times", [(signal.SIGKILL, -9, 40), (signal.SIGTERM, 143, 10), (signal.SIGINT, 130, 10)])
 def test_a_run_ends_the_same_however_often_it_is_stopped(undisturbed, tmp_path, campaign, signum, code, times):
     rng, run, log, epochs, writing = random.Random(int(signum)), tmp_path / "runs" / "digits" / "cut", tmp_path / "log", [], 0
+    with (undisturbed / "history.csv").open() as f: pace = statistics.median(float(o["seconds"]) for o in csv.DictReader(f))
     for _ in range(times):
-        assert strike(run, signum, rng, log) == code, log.read_text()
+        assert strike(run, signum, rng, log, pace) == code, log.read_text()
         writing += bool(list(run.rglob("*.tmp")))
         if signum != signal.SIGKILL: assert "Traceback" not in log.read_text() and f"--resume {run}" in log.read_text()
         epochs.append(check_folder(run))
     train.main(["--resume", str(run)])
-    assert epochs == sorted(epochs) and epochs[-1] > 5
+    assert epochs == sorted(epochs) and epochs[-1] > 5 and (writing or signum != signal.SIGKILL)
     assert_same_run(undisturbed, run)
     assert not list(run.rglob("*.tmp"))
     campaign(f"{signal.Signals(signum).name} to a training run, then --resume", times, times, f"{writing} of them left a half-written file under another name")
