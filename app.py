@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ from sifar.terminal import quiet_imports
 HERE = Path(__file__).parent
 MAX_FILES, MAX_MB = 100, 20                     # pictures at once; size of an upload
 KEPT = 300                                      # seconds that an upload is kept at least; after three times that it is gone
-MIN_SIDE, MAX_PIXELS = 4, 24_000_000            # of a picture, looked at before it is decoded
+MIN_SIDE, MAX_PIXELS = 4, 50_000_000            # of a picture, looked at before it is decoded
 UNSURE = 0.5                                    # below this probability the page says so
 NO_MODEL = """# No model yet
 
@@ -63,7 +63,7 @@ def show_errors(f):
 def read(predictor, file):
     "The picture in an uploaded file, a dictionary as Gradio sends it, as the model sees it. Errors: UserError."
     path = Path(file["path"] if isinstance(file, dict) and isinstance(file.get("path"), str) else "").resolve()
-    if not path.is_relative_to(Path(get_upload_folder()).resolve()) or not path.is_file(): raise UserError("That is no uploaded file.")
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()) or not path.is_file(): raise UserError("That picture is not here, or not any more: upload it again.")
     if not path.stat().st_size: raise UserError("The file is empty.")
     if path.stat().st_size > MAX_MB * 2**20: raise UserError(f"The file is too large: at most {MAX_MB} MB are read.")
     return predictor.read(path.read_bytes(), MIN_SIDE, MAX_PIXELS)
@@ -85,7 +85,7 @@ def overlay(img, heat):
 
 def plain(text):
     "Text that Markdown shows as it is."
-    return re.sub(r"([^\w\s])", r"\\\1", str(text))
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", str(text))
 
 
 def sentence(predictor, top, ms):
@@ -108,8 +108,8 @@ def about_text(o, predictor):
     rows = {"architecture": o.get("arch"), "parameters": o.get("parameters") and f"{o['parameters']:,}", "trained on": o.get("dataset"), "epochs": o.get("epochs"),
             "training images": (o.get("images") or {}).get("train"), **{f"test top-{k}": f"{100 * v:.2f} %" for k in (1, 5) if (v := (o.get("test") or {}).get(f"top{k}"))},
             "commands": ", then ".join(o.get("commands") or []), "date": (o.get("date") or "")[:10]}
-    table = "\n".join(f"| {k} | {plain(v)} |" for k, v in rows.items() if v)
-    return f"{table}\n\n".replace("\n", "\n|---|---|\n", 1) + (
+    lines = [f"| {k} | {plain(v)} |" for k, v in rows.items() if v]
+    return "\n".join([*lines[:1], *(["|---|---|"] if lines else []), *lines[1:], "", ""]) + (
         f"It sees every picture as {predictor.sz} x {predictor.sz} pixels, and **it knows only these {len(predictor.vocab)} classes**: whatever else is in a picture, "
         f"it will call it one of them.\n\n{plain(', '.join(predictor.vocab))}")
 
@@ -217,7 +217,8 @@ def upload_folder():
         while True:
             time.sleep(KEPT)
             for o in Path(get_upload_folder()).glob("tmp*"):
-                if o.is_file() and time.time() - o.stat().st_mtime > KEPT: o.unlink(missing_ok=True)
+                with suppress(OSError):             # it came whole by now, or somebody has it open
+                    if o.is_file() and time.time() - o.stat().st_mtime > KEPT: o.unlink()
 
     above = os.environ.get("GRADIO_TEMP_DIR")
     if above: Path(above).mkdir(parents=True, exist_ok=True)

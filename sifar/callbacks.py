@@ -78,11 +78,11 @@ class StopOnNaN(Callback):
     def after_loss(self):
         if math.isfinite(self.loss.item()): return
         where = f"epoch {self.epoch + 1}, {'' if self.training else 'validation '}batch {self.iter + 1}, lr {self.opt.hypers[-1]['lr']:.3g}"
-        raise UserError(f"The loss became {self.loss.item()} in {where}: try a smaller --lr. The last checkpoint is good.")
+        raise UserError(f"The loss became {self.loss.item()} in {where}: start a new run with a smaller --lr. The last checkpoint is good.")
 
     def after_epoch(self):          # what the last step did, no loss may have shown yet
         if all(torch.isfinite(o).all() for o in self.model.state_dict().values()): return
-        raise UserError(f"The weights became infinite or no numbers in epoch {self.epoch + 1}, lr {self.opt.hypers[-1]['lr']:.3g}: try a smaller --lr. The last checkpoint is good.")
+        raise UserError(f"The weights became infinite or no numbers in epoch {self.epoch + 1}, lr {self.opt.hypers[-1]['lr']:.3g}: start a new run with a smaller --lr. The last checkpoint is good.")
 
 
 class StopOnSignal(Callback):

@@ -147,16 +147,16 @@ FREE_ON_RESUME = ("data", "device", "workers", "runs", "resume", "dry_run", "see
 
 def check_dataset(name):
     "Raise a UserError where `name` is no data set; that of an old run need not be there until it is read."
-    if not Path(name).is_dir(): nearest("data set", str(name), DATASETS, "or the path of a folder of images")
+    if not Path(name).is_dir(): nearest("data set", str(name), DATASETS, "or the path of a folder of images; there is none of this name", 0.75)
 
 
 def flag(name): return f"--{name.replace('_', '-')}"
 
 
-def nearest(what, name, known, also=""):
+def nearest(what, name, known, also="", cutoff=0.4):
     "Raise a UserError that proposes the nearest of the `known` names, unless `name` is one of them."
     if name in known: return
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}" if len(known) < 10 else "no known name is like it"
     raise UserError(f"Unknown {what} {name!r}: {hint}{' (' if also else ''}{also}{')' if also else ''}")
 

@@ -269,11 +269,13 @@ def read_folder(path, sz, cache):
 
 def list_folder(path):
     "The files below `path`: a list of (split or '', class, file). Errors: UserError for wrong classes."
-    names = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
+    names = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test", "testing": "test"}
     parts = [(names[o.name.lower()], o) for o in folders(path) if o.name.lower() in names]
     splits = [o for o, _ in parts]
     if parts and (splits.count("train") != 1 or len(set(splits)) < len(splits)):
         raise UserError(f"{path} has {', '.join(o.name + '/' for _, o in parts)}: it needs one train/, and at most one each of valid/ and test/.")
+    others = [f"{o.name}/" for o in folders(path) if o.name.lower() not in names]
+    if parts and others: raise UserError(f"{path} has {', '.join(others)} beside {parts[0][1].name}/: only train/, valid/ and test/ are read there. Move what is no split away, or rename a class that is called {parts[0][1].name}.")
     listed = []
     for split, root in parts or [("", path)]:
         if parts and not folders(root): raise UserError(f"{root} has no class folders: its images belong into {root}{os.sep}<class>{os.sep}.")

@@ -69,7 +69,7 @@ def run_path(cfg):
 def check_free(run):
     "Raise a UserError where the folder `run` is there, unless it is what a run left that was killed before its first checkpoint."
     if run.exists() and ((run / "models" / "last.pth").exists() or not (run / ".lock").exists()):
-        raise UserError(f"{run} is there already: choose another --name, or go on with it by --resume {run}.")
+        raise UserError(f"{run} is there already: choose another --name" + (f", or go on with it by --resume {run}." if (run / "models" / "last.pth").exists() else "."))
 
 
 def new_folder(cfg):

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 ROOT = Path(__file__).parents[1]
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 log = logging.getLogger("sifar")
 TIMED = logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S")
 

@@ -204,6 +204,18 @@ def test_a_layout_that_cannot_be_meant_is_named(image_folder, tmp_path):
     with pytest.raises(UserError, match="train has no class folders"): load(image_folder, data=str(tmp_path))
 
 
+def test_the_usual_names_of_splits_are_known(image_folder, tmp_path):
+    before = load(image_folder, data=str(tmp_path))
+    for old, new in (("train", "training"), ("valid", "Validation"), ("test", "testing")): (image_folder / old).rename(image_folder / new)
+    data = load(image_folder, data=str(tmp_path))
+    assert data.vocab == before.vocab and all(len(getattr(data, o)) == len(getattr(before, o)) for o in ("train", "valid", "test"))
+
+
+def test_folders_beside_the_splits_are_not_left_out_in_silence(image_folder, tmp_path):
+    write_images(image_folder / "plane", 3)
+    with pytest.raises(UserError, match="has plane/ beside test/"): load(image_folder, data=str(tmp_path))
+
+
 def first_train(data): return data.images[data.train[0]]
 
 
