@@ -11,9 +11,9 @@ from sifar.config import PRESETS, TrainConfig, flag
 from sifar.terminal import log_to_screen, quiet_imports
 
 CHANGES = [
-    {}, {"seed": 43}, {"augment": "item"}, {"opt": "sgd"}, {"opt": "adamw"}, {"schedule": "cosine"}, {"sizes": "12,12,16"},
+    {}, {"seed": 43}, {"augment": "item"}, {"precision": "fp32"}, {"opt": "sgd"}, {"opt": "adamw"}, {"schedule": "cosine"}, {"sizes": "12,12,16"},
     {"wd_norm": True}, {"clip": 1.0}, {"ema": 0.99}, {"mixup": 0.2}, {"cutmix": 1.0}, {"cutmix": 1.0, "mix_prob": 0.5},
-    {"aug": "standard"}, {"aug": "trivial", "augment": "item"}, {"aug": "rand", "augment": "item"}, {"precision": "fp32"},
+    {"aug": "standard"}, {"aug": "trivial", "augment": "item"}, {"aug": "rand", "augment": "item"},
 ]
 
 
