@@ -21,13 +21,13 @@ def explain(e):
         where = f" ({e.filename})" if e.filename else ""
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return f"{e.strerror}{where}: make room and run it again, a training with --resume; the files written before are whole."
-        return f"{e.strerror or e}{where}: check that the file is there and may be read and written."
+        return f"{e.strerror or e}{where}" + (": check that the file is there and may be read and written." if e.filename else ".")
     return None
 
 
 def out_of_memory(e):
     "Whether an exception says that the memory of the machine or of the GPU is used up."
-    return isinstance(e, MemoryError) or any(o in str(e).lower() for o in ("out of memory", "can't allocate memory", "not enough memory"))
+    return isinstance(e, MemoryError) or any(o in str(e).lower() for o in ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "paging file is too small"))
 
 
 @contextmanager

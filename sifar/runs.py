@@ -112,6 +112,6 @@ def describe_run(run, cfg, learn):
 
 
 def git_commit():
-    "The commit of this checkout, None outside of one."
-    try: return subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+    "The commit of this checkout, with -dirty where files of it were changed; None outside of one."
+    try: return subprocess.run(["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError): return None
