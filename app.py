@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import gradio as gr
 import numpy as np
-from gradio.processing_utils import save_bytes_to_cache
+from gradio import processing_utils
 from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.requests import ClientDisconnect
@@ -46,7 +46,7 @@ CSS = "#about td:first-child, #about th:first-child {white-space: nowrap} .gradi
 def find_model(named):
     "The learner file to show: as named, else beside this file, else the newest export, else one of results/; None where there is none."
     if named: return Path(named)
-    newest_first = sorted(HERE.glob("runs/*/*/learner.pkl"), key=lambda o: -o.stat().st_mtime)
+    newest_first = sorted(Path().glob("runs/*/*/learner.pkl"), key=lambda o: -o.stat().st_mtime)
     exports = [HERE / "learner.pkl", *newest_first, *HERE.glob("results/*/learner.pkl")]
     return next((o for o in exports if o.is_file()), None)
 
@@ -118,7 +118,7 @@ def to_csv(rows):
     "The rows of the table as the bytes of a CSV file; what a spreadsheet would take for a formula is marked as text."
     text = io.StringIO()
     csv.writer(text).writerows([[f"'{o}" if str(o).startswith(("=", "+", "-", "@")) else o for o in row] for row in [HEADERS, *rows]])
-    return text.getvalue().encode(errors="replace")
+    return text.getvalue().encode("utf-8-sig", errors="replace")      # the mark makes spreadsheets read it as UTF-8
 
 
 def build(path):
@@ -173,7 +173,7 @@ def build(path):
             gr.Warning(e.text)
             rows, images = (), ()
         shown = [(enlarge(img), f"{row[1]} {row[2]:.0%}") for row, img in zip(rows, images) if img]
-        file = save_bytes_to_cache(to_csv(rows), "predictions.csv", get_upload_folder()) if rows else None
+        file = processing_utils.save_bytes_to_cache(to_csv(rows), "predictions.csv", get_upload_folder()) if rows else None
         return list(rows) or None, shown, gr.DownloadButton(value=file, interactive=bool(rows))
 
     examples = [str(o) for o in sorted((HERE / "examples").glob("*.png")) if o.stem in predictor.vocab]
@@ -228,11 +228,18 @@ def upload_folder():
         yield
 
 
+async def refuse_url(url, cache_dir):
+    "In the place of Gradio's download of an address that a client sends, which is read whole, however long it is."
+    raise gr.Error("Send the picture itself, not its address.", print_exception=False)
+
+
 def main(args=None):
     parser = argparse.ArgumentParser(description="Show an exported learner as a page in the browser.")
     parser.add_argument("--model", default=os.environ.get("SIFAR_MODEL"), help="learner.pkl or its folder (or set SIFAR_MODEL); else one beside app.py, else the newest export, else that of results/")
     with one_line_errors(), upload_folder():
         quiet_imports()
+        processing_utils.async_ssrf_protected_download = refuse_url
+        os.environ["no_proxy"] = ",".join(filter(None, (os.environ.get("no_proxy", os.environ.get("NO_PROXY")), "localhost", "127.0.0.1")))     # Gradio asks itself whether it is up
         page = build(find_model(parser.parse_args(args).model))
         theme = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         logging.getLogger("uvicorn.error").addFilter(lambda o: not (o.exc_info and isinstance(o.exc_info[1], ClientDisconnect)))      # no traceback for who hangs up

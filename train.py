@@ -61,7 +61,7 @@ def explore(cfg, args):
     from sifar.learner import check_machine
 
     check_machine(cfg)
-    with name_batch_size(cfg.bs): found = explore(cfg, get_dls(cfg), explore_folder(cfg))
+    with name_batch_size(cfg): found = explore(cfg, get_dls(cfg), explore_folder(cfg))
     if found:
         log.info("To train with the valley: %s", command("train.py", *without_flags(args, "lr_find", "show_batch", "profile", "lr"), "--lr", f"{found['valley']:.2g}"))
 
@@ -79,7 +79,7 @@ def train_seeds(cfg, args):
     todo = [replace(cfg, seed=o, seeds=1, name=f"{cfg.name}-{o}") for o in range(cfg.seed, cfg.seed + cfg.seeds)]
     for o in todo: check_free(run_path(o))
     if cfg.lr == "auto":                # one for all, so that they differ in seed alone
-        with name_batch_size(cfg.bs): cfg = replace(cfg, lr=auto_lr(cfg, get_dls(cfg), explore_folder(cfg)))
+        with name_batch_size(cfg): cfg = replace(cfg, lr=auto_lr(cfg, get_dls(cfg), explore_folder(cfg)))
     runs = []
     for o in todo:
         try: runs.append(train(replace(o, lr=cfg.lr)))

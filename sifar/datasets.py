@@ -281,7 +281,7 @@ def list_folder(path):
         if parts and not folders(root): raise UserError(f"{root} has no class folders: its images belong into {root}{os.sep}<class>{os.sep}.")
         for c in folders(root):
             files = sorted(o for o in c.rglob("*") if o.is_file() and o.name not in NO_IMAGES and not any(p.startswith(".") for p in o.relative_to(c).parts))
-            if not files: raise UserError(f"{c} is an empty class: put images into it, or remove it.")
+            if not files: raise UserError(f"{c} is an empty class, or may not be read: put images into it, or remove it.")
             listed += [(split, c.name, f) for f in files]
     vocab = {c for split, c, _ in listed if split in ("", "train")}
     if len(vocab) < 2:
@@ -313,9 +313,10 @@ def read_images(path, files, sz, cache):
         with np.load(kept) as z:
             if str(z["key"]) == key: return z["images"], dict(zip(z["bad"].tolist(), z["why"].tolist()))
     except Exception: pass                          # not there, or damaged: made anew
-    read = decode_all(files, sz)
-    bad = {i: o for i, o in enumerate(read) if isinstance(o, str)}
-    images = np.stack([o for o in read if not isinstance(o, str)] or [np.zeros((sz, sz, 3), np.uint8)])
+    try: images = np.empty((len(files), sz, sz, 3), np.uint8)
+    except MemoryError as e: raise UserError(f"{path}: {len(files):,} images of --sz {sz} do not fit into the memory of this machine: try a smaller --sz.") from e
+    bad = decode_all(files, images)
+    if bad: images = np.delete(images, list(bad), axis=0)
     buffer = io.BytesIO()
     np.savez(buffer, images=images, bad=np.array(list(bad), int), why=np.array(list(bad.values()), str), key=key)
     try:
@@ -325,12 +326,12 @@ def read_images(path, files, sz, cache):
     return images, bad
 
 
-def decode_all(files, sz):
-    "Each of `files` as an array (sz,sz,3) uint8, or as the reason why it cannot be read; in parallel, with a progress bar."
+def decode_all(files, images):
+    "Read each of `files` into its row of `images`, in parallel, with a progress bar; {position: reason} of those that cannot be read."
     from rich.progress import track
 
-    def decode(f):
-        try: return np.asarray(read_image(f, sz))
+    def decode(f, row):
+        try: row[:] = read_image(f, len(row))
         except UserError as e: return e.text.removeprefix(f"{f} ")
     with ThreadPoolExecutor() as pool:
-        return list(track(pool.map(decode, files), "Reading images", len(files), transient=True))
+        return {i: o for i, o in enumerate(track(pool.map(decode, files, images), "Reading images", len(files), transient=True)) if o}

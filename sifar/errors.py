@@ -31,11 +31,12 @@ def out_of_memory(e):
 
 
 @contextmanager
-def name_batch_size(bs):
+def name_batch_size(cfg):
     "Where the memory is used up, say so with the batch size and a smaller one to try."
     try: yield
     except Exception as e:
-        if out_of_memory(e): raise UserError(f"Out of memory with --bs {bs}: try --bs {max(bs // 2, 2)}.") from e
+        smaller = f"--bs {max(cfg.bs // 4 * 2, 2)}"             # even, as some options ask for
+        if out_of_memory(e): raise UserError(f"Out of memory with --bs {cfg.bs}: " + (f"end other programs, or start a new run with {smaller}." if cfg.resume else f"try {smaller}.")) from e
         raise
 
 

@@ -28,6 +28,7 @@ def find_lr(cfg, dls):
     with tempfile.TemporaryDirectory() as path:
         learn = get_learner(dls, cfg, path=Path(path))
         learn.add_cb(SeedEpochs(cfg.seed))
+        if hasattr(learn, "grow_images"): learn.grow_images.sizes = learn.grow_images.sizes[:1]         # a curve is of one size: that of the first epoch
         try:
             with learn.no_bar(): found = learn.lr_find(suggest_funcs=[getattr(SuggestionMethod, o.title()) for o in SUGGESTIONS], show_plot=False)
         except (ValueError, IndexError, RuntimeError) as e:

@@ -45,7 +45,7 @@ def open_run(cfg):
         log.info("%s in %s", "Going on" if cfg.resume else "Training", run)
         if cfg.resume and cfg.epochs > (old := read_settings(run).epochs):
             log.info("%d epochs instead of %d: from here on learning rate and --sizes follow the longer schedule", cfg.epochs, old)
-        with name_batch_size(cfg.bs): yield run
+        with name_batch_size(cfg): yield run
     except Exception as e:
         if text := explain(e): handler.emit(logging.LogRecord("sifar", logging.ERROR, "", 0, text, None, None))
         raise
@@ -68,7 +68,8 @@ def run_path(cfg):
 
 def check_free(run):
     "Raise a UserError where the folder `run` is there, unless it is what a run left that was killed before its first checkpoint."
-    if run.exists() and ((run / "models" / "last.pth").exists() or not (run / ".lock").exists()):
+    first = ".lock", "training_log.txt", "config.json", "lr_find.csv", "lr_find.png"
+    if run.exists() and (not (run / ".lock").exists() or any(o.is_file() and o.suffix != ".tmp" and o.name not in first for o in run.rglob("*"))):
         raise UserError(f"{run} is there already: choose another --name" + (f", or go on with it by --resume {run}." if (run / "models" / "last.pth").exists() else "."))
 
 

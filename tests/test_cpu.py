@@ -1,6 +1,10 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
+from fastai.learner import Callback
 from torch import nn
 
 from sifar import TrainConfig, get_dls, get_learner
@@ -33,23 +37,41 @@ def test_other_convolutions_are_left_to_torch(conv):
     with SmallConvs(torch.float32): assert nn.Conv2d(4, 4, 3, padding=1, bias=False)(big).grad_fn.name() == "ConvolutionBackward0"
 
 
+def operators(fn):
+    "The names of all that the gradient of a loss goes back through."
+    found = {fn}
+    for o in (todo := [fn]):
+        new = {p for p, _ in o.next_functions if p} - found
+        found |= new
+        todo += new
+    return {o.name() for o in found}
+
+
 def test_a_training_with_them_is_the_same_training(monkeypatch):
     losses = {}
+    seen = Callback(after_loss=lambda self: self.training and setattr(self, "names", operators(self.loss_grad.grad_fn)))
     for able in (False, True):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": able})          # noqa: B023
         cfg = TrainConfig(dataset="digits", arch="resnet10", bs=256, sizes="16", precision="bf16")
         learn = get_learner(get_dls(cfg), cfg)
-        with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0)
+        with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0, cbs=seen)
+        assert ("SmallConvBackward" in seen.names) == able
         losses[able] = torch.stack(learn.recorder.losses) if isinstance(learn.recorder.losses[0], torch.Tensor) else torch.tensor(learn.recorder.losses)
     assert torch.allclose(losses[False], losses[True], rtol=0.02)
 
 
-def test_memory_is_asked_for_once():
-    "Page faults tell whether freed memory goes back to the system."
-    resource = pytest.importorskip("resource")
-    keep_memory()
-    def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(20_000_000)
-    before = faults()
-    for _ in range(20): torch.ones(20_000_000)
-    assert faults() - before < 100_000, "20 tensors have 390,625 pages"
+@pytest.mark.parametrize("learner, most", [(True, 100_000), (False, 10**9)])
+def test_a_learner_makes_torch_ask_for_memory_once(learner, most):
+    "Page faults tell whether freed memory goes back to the system: 20 tensors have 390,625 pages."
+    pytest.importorskip("resource")
+    code = f"""import resource, torch
+from sifar import TrainConfig, get_dls, get_learner
+cfg = TrainConfig(dataset="digits", arch="resnet8")
+if {learner}: get_learner(get_dls(cfg), cfg)
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(20_000_000)
+before = faults()
+for _ in range(20): torch.ones(20_000_000)
+print(faults() - before)"""
+    print(learner, out := subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert int(out) < most

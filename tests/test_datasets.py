@@ -1,6 +1,8 @@
 import io
 import os
 import pickle
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -233,6 +235,19 @@ def test_the_cache_is_used_and_follows_the_files(image_folder, tmp_path):
 def test_a_cache_that_cannot_be_written_is_only_a_warning(image_folder, tmp_path):
     (tmp_path / "d").write_text("a file, not a folder")
     assert len(load(image_folder, data=str(tmp_path / "d")).images) == 72
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is limited as Linux does it")
+def test_images_that_do_not_fit_into_memory_are_one_line(image_folder, tmp_path):
+    code = f"""import resource
+from sifar import TrainConfig, UserError
+from sifar.datasets import load_data
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, 2 * (used + 40 * 2**20,))
+try: load_data(TrainConfig(dataset={str(image_folder)!r}, data={str(tmp_path)!r}, sz=512))
+except UserError as e: print(e.text)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == f"{image_folder}: 72 images of --sz 512 do not fit into the memory of this machine: try a smaller --sz.\n", done.stderr
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "I;16"])

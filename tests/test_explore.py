@@ -32,6 +32,11 @@ def test_lr_find_has_four_suggestions(settings):
     assert tuple(found) == SUGGESTIONS and all(1e-7 <= o <= 10 for o in found.values()) and len(lrs) == len(losses) > 20
 
 
+def test_lr_find_has_one_size_of_images_that_of_the_first_epoch():
+    growing, small = digits(sizes="16,32"), digits(sizes="16")
+    assert find_lr(growing, get_dls(growing)) == find_lr(small, get_dls(small))
+
+
 def test_lr_find_works_where_an_epoch_is_one_batch(image_folder, tmp_path):
     cfg = TrainConfig(dataset=str(image_folder), data=str(tmp_path), arch="resnet8", sz=16)
     assert len(get_dls(cfg).train) == 1 and set(find_lr(cfg, get_dls(cfg))[0]) == set(SUGGESTIONS)

@@ -27,6 +27,7 @@ import export
 import train
 from bench.archive import archive
 from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner, load_learner
+from sifar.datasets import load_data
 from sifar.learner import load_run
 from sifar.predict import main as predict
 from sifar.share import write_learner
@@ -64,6 +65,24 @@ def test_nothing_that_is_exported_tells_of_this_machines_folders(exported):
 
 def test_the_exported_learner_is_the_run(exported):
     with torch.no_grad(): assert tensors_equal(load_learner(exported[0]).model.state_dict(), load_run(exported[0]).model.state_dict())
+
+
+def test_the_average_of_the_weights_is_what_is_exported(tmp_path):
+    train.main(["--dataset", "digits", "--arch", "resnet8", "--epochs", "1", "--valid-pct", "0", "--ema", "0.99", "--runs", str(tmp_path), "--name", "a"])
+    export.main([str(run := tmp_path / "digits" / "a")])
+    state, got = torch.load(run / "models" / "last.pth", weights_only=True), load_learner(run).model.state_dict()
+    assert tensors_equal(got, state["ema"]["model"]) and not tensors_equal(got, state["model"])
+
+
+@pytest.mark.skipif("SIFAR_DATA" not in os.environ, reason="SIFAR_DATA names no folder with the real CIFAR-100")
+def test_the_published_classifier_is_as_good_as_its_record_says(tmp_path):
+    run = shutil.copytree(ROOT / "results" / "cifar100-resnet18", tmp_path / "run")
+    export.main([str(run)])
+    data = load_data(TrainConfig())
+    best = Predictor(run).predict_batch(list(data.images[data.test]), 1)
+    top1 = np.mean([label == data.vocab[y] for ((label, _),), y in zip(best, data.labels[data.test])])
+    print(top1)
+    assert top1 == pytest.approx(json.loads((run / "metrics.json").read_text())["test"]["top1"], abs=0.001)
 
 
 def test_a_run_is_exported_without_its_data_set(tmp_path, tiny_cifar):

@@ -151,8 +151,9 @@ def test_the_name_of_a_run_that_was_killed_at_once_is_free(tmp_path, capsys):
     again = *SMALL[:-1], "1", "--sizes", "16", "--runs", tmp_path, "--name", "a"
     run(*again)
     assert (left / "metrics.json").exists() and "Careful: the last epochs train on 16 pixels" in capsys.readouterr().out
+    (left / "models" / "last.pth").unlink()                 # it is large, and what was trained is still there
     with pytest.raises(SystemExit) as e: run(*again)
-    assert e.value.code == 2 and "is there already" in capsys.readouterr().err
+    assert e.value.code == 2 and "is there already" in capsys.readouterr().err and (left / "models" / "best.pth").exists()
 
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path, capsys):

@@ -12,13 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
-from test_app import BAD, Page
+from test_app import BAD, ROOT, Page
 
 from sifar import Predictor, TrainConfig, get_dls, get_learner
 from sifar.share import some_images
 
 pytestmark = pytest.mark.slow
-CLIENTS, SECONDS, AT_ONCE = 64, 120, 1          # AT_ONCE: the page's default_concurrency_limit
+CLIENTS, SECONDS, AT_ONCE = 64, 120, 1          # AT_ONCE: the page's concurrency_limit
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +109,13 @@ def test_64_clients_for_two_minutes(exported, pictures, tmp_path, campaign):
 
 
 PATHS = ("/etc/passwd", "../../../../etc/passwd", "..%2f..%2f..%2fetc%2fpasswd", "%2fetc%2fpasswd", "//etc/passwd", "/proc/self/environ", "/proc/self/cwd/app.py", "file:///etc/passwd",
-         "app.py", "./app.py", "sifar/config.py", ".git/config", "README.md", "requirements.txt", "{model}", "{model}/../config.json", "{uploads}/../log", "~/.bashrc", "\\etc\\passwd", "http://127.0.0.1:9/")
+         "app.py", "./app.py", "sifar/config.py", ".git/config", "README.md", "requirements.txt", "{model}", "{model}/../config.json", "{uploads}/../log", "\\etc\\passwd", "http://127.0.0.1:9/")
 ROUTES = "/gradio_api/file=", "/file=", "/gradio_api/file/", "/file/", "/gradio_api/stream/", "/static/", "/assets/", "/gradio_api/proxy=", "/gradio_api/deep_link?path=", "/theme.css?file=", "/"
 
 
 def test_no_file_outside_is_served(exported, tmp_path, campaign):
     page, tried = Page(tmp_path, "--model", exported[0] / "learner.pkl"), 0
-    secrets = [Path("/etc/passwd").read_text()[:40], "default_concurrency_limit", "repositoryformatversion", "Running on local URL", '"git_commit"']
+    secrets = [(ROOT / o).read_text()[:40] for o in ("/etc/passwd", "app.py", "sifar/config.py", "README.md", "requirements.txt")] + ["repositoryformatversion", "Running on local URL", '"git_commit"']
     try:
         host, port = page.url.removeprefix("http://").split(":")
         for route in ROUTES:

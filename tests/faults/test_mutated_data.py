@@ -125,7 +125,7 @@ def test_a_folder_with_files_of_every_kind(tmp_path, image_folder, campaign, cap
     cat = image_folder / "train" / "cat"
     write_images(cat, 100)
     good = (cat / "000.png").read_bytes()
-    bad = {"empty.png": b"", "text.png": b"hello", "truncated.jpg": good[:200], "huge.png": good[:16] + (60_000).to_bytes(4, "big") * 2 + good[24:], "page.html": b"<html>", "script.sh": b"#!/bin/sh\ntouch sprung\n"}
+    bad = {"empty.png": b"", "text.png": b"hello", "truncated.jpg": good[:200], "huge.png": good[:16] + (60_000).to_bytes(4, "big") * 2 + good[24:], "page.html": b"<html>", "script.sh": f"#!/bin/sh\ntouch '{tmp_path}/sprung'\n".encode()}
     for k, v in bad.items(): (cat / k).write_bytes(v)
     Image.open(cat / "000.png").save(cat / "really-a.jpg", "png")
     Image.open(cat / "000.png").save(cat / "猫 ünï\u202e code 🐈.png")
