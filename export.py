@@ -25,18 +25,20 @@ class ExportConfig:
     "upload the Space to USER/NAME on Hugging Face"
 
 
-def export(run, onnx=False, weights=False, space=None, push=None):
-    "Write what the ExportConfig of these names asks for; returns the path of the learner file."
+def export(cfg):
+    "Write what `cfg` asks for; returns the path of the learner file."
+    from sifar.runs import newest_run
     from sifar.share import export_run, write_onnx, write_weights
     from sifar.space import check_folder, check_push, push_space, write_space
 
-    if space: check_folder(space)               # before the work
-    if push is not None: check_push(push)
+    run = cfg.run or newest_run()
+    if cfg.space: check_folder(cfg.space)               # before the work
+    if cfg.push is not None: check_push(cfg.push)
     learn = export_run(run)
-    if onnx: write_onnx(learn, run / "model.onnx")
-    if weights: write_weights(learn, run / "model.safetensors")
-    if space: write_space(run, space)
-    if push is not None: push_space(run, push)
+    if cfg.onnx: write_onnx(learn, run / "model.onnx")
+    if cfg.weights: write_weights(learn, run / "model.safetensors")
+    if cfg.space: write_space(run, cfg.space)
+    if cfg.push is not None: push_space(run, cfg.push)
     return run / "learner.pkl"
 
 
@@ -45,9 +47,7 @@ def main(args=None):
         cfg = cli(ExportConfig, args, "export.py")
         quiet_imports()
         log_to_screen()
-        from sifar.runs import newest_run
-        path = export(**{**vars(cfg), "run": cfg.run or newest_run()})
-        log.info("Next: %s", command("app.py", "--model", path))
+        log.info("Next: %s", command("app.py", "--model", export(cfg)))
 
 
 if __name__ == "__main__": main()

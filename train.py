@@ -47,7 +47,7 @@ def main(args=None):
 
 def dry_run(cfg):
     "One batch through everything, in a folder that is deleted afterwards."
-    with tempfile.TemporaryDirectory() as runs: train(replace(cfg, epochs=1, runs=runs, name=None, resume=None))
+    with tempfile.TemporaryDirectory() as runs: train(replace(cfg, epochs=1, runs=runs, name=None, resume=None, wandb=False))
     log.info("The dry run went through; no run folder was kept.")
 
 

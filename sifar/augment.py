@@ -58,10 +58,4 @@ def random_changes(share, fill):
 
 def seed_tfms(tfms, seed):
     "Let all transforms of the Compose `tfms` draw from one stream of random numbers that starts at `seed`."
-    rng, py_random = np.random.default_rng(seed), random.Random(seed)
-    share_random_state(tfms, rng, py_random)
-
-
-def share_random_state(tfm, rng, py_random):
-    tfm.set_random_state(rng, py_random)
-    for o in tfm.transforms if isinstance(tfm, A.BaseCompose) else []: share_random_state(o, rng, py_random)
+    tfms.set_random_state(np.random.default_rng(seed), random.Random(seed))

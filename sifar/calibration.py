@@ -1,6 +1,7 @@
 """Whether probabilities mean what they say: calibration error, and the temperature that mends it."""
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 
 EPS = 1e-12
 
@@ -23,9 +24,7 @@ def calibration_error(probs, targs, bins=15):
 
 def with_temperature(probs, t):
     "`probs` (n,c) as if the logits had been divided by `t`."
-    logits = np.log(probs + EPS) / t
-    p = np.exp(logits - logits.max(1, keepdims=True))
-    return p / p.sum(1, keepdims=True)
+    return softmax(np.log(probs + EPS) / t, axis=1)
 
 
 def fit_temperature(probs, targs):

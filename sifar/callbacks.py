@@ -15,7 +15,7 @@ from fastai.torch_core import set_seed
 from fastcore.all import L, noop
 
 from .cpu import small_convs
-from .errors import UserError
+from .errors import UserError, one_line
 from .files import write_file
 from .terminal import log
 
@@ -290,7 +290,8 @@ def load_weights(learn, name):
     "Load models/`name`.pth into `learn`. Errors: UserError where it is damaged."
     path = learn.path / learn.model_dir / f"{name}.pth"
     try: learn.load(name, with_opt=False)
-    except Exception as e: raise UserError(f"{path} is damaged or missing ({' '.join(str(e).split())[:100]}).") from e
+    except PermissionError: raise
+    except Exception as e: raise UserError(f"{path} is damaged or missing ({one_line(e)}).") from e
 
 
 def save_weights(learn, name): save(learn.path / learn.model_dir / f"{name}.pth", learn.model.state_dict())

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .config import TrainConfig, check_dataset
-from .download import CIFAR10, CIFAR100, fetch
-from .errors import UserError
+from .download import CIFAR10, CIFAR100, Archive, fetch
+from .errors import UserError, one_line
 from .files import write_file
 from .terminal import log
 
@@ -83,7 +83,7 @@ def stratified_split(rows, labels, pct, seed):
 @dataclass(frozen=True)
 class Cifar:
     "How the files of a CIFAR archive are laid out."
-    archive: object         # download.Archive
+    archive: Archive
     train: tuple            # batch files
     test: tuple
     names: str              # file of the class names
@@ -215,7 +215,7 @@ def read_image(o, sz, min_side=1, max_pixels=MAX_PIXELS):
     except FileNotFoundError as e: raise UserError(f"{name} is missing.") from e
     except Image.DecompressionBombError as e: raise UserError(f"{name} is too large: at most {max_pixels // 10**6} million pixels are read.") from e
     except UnidentifiedImageError as e: raise UserError(f"{name} is not an image that can be read here, such as JPEG, PNG, WebP, GIF, BMP or TIFF.") from e
-    except Exception as e: raise UserError(f"{name} cannot be read as an image: {' '.join(str(e).split()) or type(e).__name__}") from e
+    except Exception as e: raise UserError(f"{name} cannot be read as an image: {one_line(e, 200)}") from e
 
 
 def fit_image(img, sz):
@@ -280,7 +280,7 @@ def list_folder(path):
     for split, root in parts or [("", path)]:
         if parts and not folders(root): raise UserError(f"{root} has no class folders: its images belong into {root}{os.sep}<class>{os.sep}.")
         for c in folders(root):
-            files = sorted(o for o in c.rglob("*") if o.is_file() and o.name not in NO_IMAGES and not any(p.startswith(".") for p in o.relative_to(c).parts))
+            files = visible_files(c)
             if not files: raise UserError(f"{c} is an empty class, or may not be read: put images into it, or remove it.")
             listed += [(split, c.name, f) for f in files]
     vocab = {c for split, c, _ in listed if split in ("", "train")}
@@ -292,6 +292,11 @@ def list_folder(path):
 
 
 NO_IMAGES = "Thumbs.db", "desktop.ini", "__MACOSX"            # what systems leave in folders
+
+
+def visible_files(path):
+    "The files in the folder `path` and below, but for hidden ones and what systems leave there."
+    return sorted(o for o in path.rglob("*") if o.is_file() and o.name not in NO_IMAGES and not any(p.startswith(".") for p in o.relative_to(path).parts))
 
 
 def folders(path):

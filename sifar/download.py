@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 STALLED = 30                # seconds without a byte after which the next mirror is tried
 SLOW = 100_000              # bytes/s; slower than this over PATIENCE, the next mirror is tried
@@ -78,7 +78,7 @@ def download(archive, path):
                 part.unlink()
                 failures.append(f"{url}: not the official file (its MD5 differs)")
             except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError, EOFError) as e:
-                failures.append(f"{url}: {' '.join(str(e).split()) or type(e).__name__}")
+                failures.append(f"{url}: {one_line(e, 200)}")
                 break
     raise UserError(f"Could not download {archive.name} ({'; '.join(failures)}). Run again to go on where it broke off, "
                     f"or put the archive into {path.parent}/ yourself.")

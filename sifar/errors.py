@@ -25,6 +25,11 @@ def explain(e):
     return None
 
 
+def one_line(e, most=100):
+    "What an exception says, on one line of at most so many characters."
+    return " ".join(str(e).split())[:most] or type(e).__name__
+
+
 def out_of_memory(e):
     "Whether an exception says that the memory of the machine or of the GPU is used up."
     return isinstance(e, MemoryError) or any(o in str(e).lower() for o in ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "paging file is too small"))

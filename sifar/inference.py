@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .datasets import read_image
-from .errors import UserError
+from .errors import UserError, one_line
 from .learner import pick_device
 from .safe_pickle import load_learner
 
@@ -53,7 +53,7 @@ class Predictor:
             if not isinstance(self.sz, int) or not 8 <= self.sz <= 512: raise ValueError(f"it is for images of {self.sz!r} pixels")
             with torch.inference_mode(): shape = tuple(self.classifier(torch.zeros(1, self.sz, self.sz, 3, dtype=torch.uint8)).shape)
             if shape != (1, len(self.vocab)): raise ValueError(f"it gives {shape} numbers for {len(self.vocab)} classes")
-        except Exception as e: raise UserError(f"{path} is no classifier of images, or a damaged one ({' '.join(str(e).split())[:100]}): export it again.") from e
+        except Exception as e: raise UserError(f"{path} is no classifier of images, or a damaged one ({one_line(e)}): export it again.") from e
         self.device = pick_device(device)
         self.classifier.to(self.device, memory_format=torch.channels_last)
 

@@ -18,7 +18,7 @@ from .callbacks import EMA, GrowImages, Mix, Precision, RunLog, SaveBest, SaveLa
 from .config import parse_sizes, read_config, read_settings
 from .cpu import fast_at_bf16, keep_memory
 from .dataloaders import get_dls, stand_in_dls
-from .errors import UserError
+from .errors import UserError, one_line
 from .models import check_arch, get_model
 from .optim import get_opt
 
@@ -55,18 +55,23 @@ def get_learner(dls, cfg, path="."):
     "A Learner on `dls` as `cfg` says: label smoothing 0.1, its optimizer, callbacks that change the training, top-1 and top-5 accuracy."
     device = pick_device(cfg.device)
     if device.type == "cpu": keep_memory()
-    else: torch.backends.cudnn.benchmark = True         # all batches are of one size
+    else: torch.backends.cudnn.benchmark = True         # batches come in few sizes
     set_seed(cfg.seed)
-    model = get_model(cfg.arch, dls.c, cfg.sz, zero_init=cfg.opt != "muon").to(device)      # Muon would turn the filters of such blocks by noise
+    sizes = parse_sizes(cfg.sizes) if cfg.sizes else []
+    model = get_model(cfg.arch, dls.c, (cfg.sz, *sizes), zero_init=cfg.opt != "muon").to(device)      # Muon would turn the filters of such blocks by noise
     dls.to(device)
     dtype = pick_precision(cfg.precision, device)
     return Learner(
         dls, model, path=path, **get_opt(cfg, dtype),
         loss_func=LabelSmoothingCrossEntropy(eps=0.1),
         metrics=[accuracy, partial(top_k_accuracy, k=min(5, dls.c))],
-        cbs=[*([ChannelsLast()] if device.type != "mps" else []), *([Precision(dtype)] if dtype != torch.float32 else []),
-             *([GrowImages(parse_sizes(cfg.sizes))] if cfg.sizes else []), *([Mix(cfg.mixup, cfg.cutmix, cfg.mix_prob)] if cfg.mixup or cfg.cutmix else []),
-             *([EMA(cfg.ema)] if cfg.ema else []), *([GradientClip(cfg.clip)] if cfg.clip else [])])
+        cbs=[*filter(None, (
+            device.type != "mps" and ChannelsLast(),
+            dtype != torch.float32 and Precision(dtype),
+            sizes and GrowImages(sizes),
+            (cfg.mixup or cfg.cutmix) and Mix(cfg.mixup, cfg.cutmix, cfg.mix_prob),
+            cfg.ema and EMA(cfg.ema),
+            cfg.clip and GradientClip(cfg.clip)))])
 
 
 def run_callbacks(learn, cfg, bar):
@@ -106,7 +111,7 @@ def wandb_callback(run, cfg):
             super().before_fit()
             del self.learn.gather_args
     try: wandb.init(project="sifar", name=run.name, dir=run, config=asdict(cfg), reinit="finish_previous")
-    except wandb.Error as e: raise UserError(f"Weights & Biases did not start ({' '.join(str(e).split())}): run `wandb login`, or set WANDB_MODE=offline.") from e
+    except wandb.Error as e: raise UserError(f"Weights & Biases did not start ({one_line(e, 200)}): run `wandb login`, or set WANDB_MODE=offline.") from e
     return Wandb(log_preds=False, log_model=False)
 
 
@@ -142,8 +147,8 @@ def last_state(run):
         if state["epoch"] != len(state["history"]) or any(set(o) != set(RunLog.columns) for o in state["history"]): raise ValueError("epochs and history differ")
         yield path, state
     except FileNotFoundError as e: raise UserError(f"{path} is missing: this run cannot go on, start a new one.") from e
-    except UserError: raise
-    except Exception as e: raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]}): this run cannot go on, start a new one.") from e
+    except (UserError, PermissionError): raise
+    except Exception as e: raise UserError(f"{path} is damaged ({one_line(e)}): this run cannot go on, start a new one.") from e
 
 
 def check_best(path, state):
@@ -155,7 +160,8 @@ def check_best(path, state):
 def load_safetensors(model, path):
     from safetensors.torch import load_file
     try: model.load_state_dict(load_file(path))
-    except Exception as e: raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:100]}).") from e
+    except PermissionError: raise
+    except Exception as e: raise UserError(f"{path} is damaged ({one_line(e)}).") from e
 
 
 def load_run(run, images=True):

@@ -2,7 +2,7 @@
 from torch import nn
 
 from .config import ARCHS, nearest
-from .errors import UserError
+from .errors import UserError, one_line
 
 WIDTHS = {                              # channels of each stage, blocks of each stage
     "resnet8": ((16, 32, 64), (1, 1, 1)),
@@ -56,10 +56,10 @@ class ResNet(nn.Module):
     def forward_head(self, x): return self.head(x)
 
 
-def get_model(arch, n_out, sz=32, zero_init=True):
-    "The model `arch` with `n_out` outputs for images of `sz` pixels; `zero_init` is for our ResNets. Errors: UserError for an unknown name."
+def get_model(arch, n_out, sizes=(32,), zero_init=True):
+    "The model `arch` with `n_out` outputs for images of these sizes, pixels; `zero_init` is for our ResNets. Errors: UserError for what it cannot be."
     check_arch(arch)
-    if arch.startswith("timm:"): return timm_model(arch.removeprefix("timm:"), n_out, sz)
+    if arch.startswith("timm:"): return timm_model(arch.removeprefix("timm:"), n_out, sizes)
     return ResNet(*WIDTHS[arch], n_out, zero_init)
 
 
@@ -70,17 +70,18 @@ def check_arch(arch):
     nearest("timm model", arch.removeprefix("timm:"), timm.list_models())
 
 
-def timm_model(name, n_out, sz):
+def timm_model(name, n_out, sizes):
     "timm's model `name`; a 7x7 stem and the max-pool behind it become a 3x3 convolution at full size."
     import timm
     import torch
     fixed = timm.get_pretrained_cfg(name, allow_unregistered=True)
     try:
-        model = timm.create_model(name, num_classes=n_out, **({"img_size": sz} if fixed and fixed.fixed_input_size else {}))
+        model = timm.create_model(name, num_classes=n_out, **({"img_size": sizes[0]} if fixed and fixed.fixed_input_size else {}))
         shrink_stem(model)
-        with torch.no_grad(): model.eval()(torch.zeros(2, 3, sz, sz))
+        with torch.no_grad():
+            for sz in set(sizes): model.eval()(torch.zeros(2, 3, sz, sz))
     except Exception as e:
-        raise UserError(f"timm:{name} cannot take images of {sz}x{sz} pixels ({' '.join(str(e).split())[:120]}): choose another --arch.") from e
+        raise UserError(f"timm:{name} cannot take images of {', '.join(f'{o}x{o}' for o in sorted(set(sizes)))} pixels ({one_line(e, 120)}): choose another --arch.") from e
     return model
 
 

@@ -5,6 +5,8 @@ import torch
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import trainable_params
 
+from .errors import UserError
+
 DEFAULTS = {"sgd": (0.1, 5e-4), "muon": (0.06, 5e-4), "adamw": (1e-3, 0.05)}      # peak learning rate, weight decay
 
 
@@ -64,7 +66,9 @@ def split_filters(model):
     "The parameters as three groups: filters but those on the image itself; other matrices; norms and biases."
     weights, vectors = split_norms(model)
     def is_filter(p): return p.ndim == 4 and p.shape[1] > 3
-    return [[p for p in weights if is_filter(p)], [p for p in weights if not is_filter(p)], vectors]
+    filters = [p for p in weights if is_filter(p)]
+    if not filters: raise UserError("--opt muon turns the filters of convolutions, and this architecture has none: choose --opt sgd or adamw.")
+    return [filters, [p for p in weights if not is_filter(p)], vectors]
 
 
 def lr_and_wd(cfg):

@@ -25,31 +25,31 @@ class PredictConfig:
     "file for the labels and probabilities, instead of the terminal"
 
 
-def predict(model, images, top_k=5, csv=None):
-    "Do what the PredictConfig of these names asks for."
-    if top_k < 1: raise UserError(f"--top-k {top_k} is out of range: it must be at least 1.")
-    if csv and csv.is_dir(): raise UserError(f"--csv {csv} is a folder: name a file.")
+def predict(cfg):
+    if cfg.top_k < 1: raise UserError(f"--top-k {cfg.top_k} is out of range: it must be at least 1.")
+    if cfg.csv and cfg.csv.is_dir(): raise UserError(f"--csv {cfg.csv} is a folder: name a file.")
     from .inference import Predictor
-    predictor, files, rows = Predictor(model), list_images(images), []
+    predictor, files, rows = Predictor(cfg.model), list_images(cfg.images), []
     with progress() as bar:
         task = bar.add_task("", total=len(files))
-        for f, top in zip(files, predictor.predict_each(files, top_k)):
+        for f, top in zip(files, predictor.predict_each(files, cfg.top_k)):
             bar.advance(task)
             if isinstance(top, UserError): log.warning("Skipped: %s", top.text)
             else:
                 rows.append([f, *(o for pair in top for o in pair)])
-                if not csv: log.info("%s  %s", f, "  ".join(f"{label} {100 * p:.1f} %" for label, p in top))
+                if not cfg.csv: log.info("%s  %s", f, "  ".join(f"{label} {100 * p:.1f} %" for label, p in top))
     if not rows: raise UserError(f"None of the {len(files)} files could be read as an image.")
-    if csv: write_csv(csv, rows)
-    if csv or len(rows) < len(files): log.info("%d of %d images classified%s", len(rows), len(files), f", all in {csv}" if csv else "")
+    if cfg.csv: write_csv(cfg.csv, rows)
+    if cfg.csv or len(rows) < len(files): log.info("%d of %d images classified%s", len(rows), len(files), f", all in {cfg.csv}" if cfg.csv else "")
 
 
 def list_images(paths):
-    "The files among `paths`, and those in the folders among them, but for hidden ones. Errors: UserError."
-    files = []
+    "The files among `paths`, and those in the folders among them, as visible_files has them. Errors: UserError."
+    from .datasets import visible_files
+    files: list[Path] = []
     for path in paths:
         if not path.exists(): raise UserError(f"{path} is missing.")
-        found = [path] if path.is_file() else sorted(o for o in path.rglob("*") if o.is_file() and not any(p.startswith(".") for p in o.relative_to(path).parts))
+        found = [path] if path.is_file() else visible_files(path)
         if not found: raise UserError(f"{path} holds no files.")
         files += found
     if not files: raise UserError("No images are named: python -m sifar.predict MODEL IMAGE...")
@@ -72,7 +72,7 @@ def main(args=None):
         cfg = cli(PredictConfig, args, "python -m sifar.predict")
         quiet_imports()
         log_to_screen()
-        predict(**vars(cfg))
+        predict(cfg)
 
 
 if __name__ == "__main__": main()

@@ -68,8 +68,8 @@ def run_path(cfg):
 
 def check_free(run):
     "Raise a UserError where the folder `run` is there, unless it is what a run left that was killed before its first checkpoint."
-    first = ".lock", "training_log.txt", "config.json", "lr_find.csv", "lr_find.png"
-    if run.exists() and (not (run / ".lock").exists() or any(o.is_file() and o.suffix != ".tmp" and o.name not in first for o in run.rglob("*"))):
+    leftovers = ".lock", "training_log.txt", "config.json", "lr_find.csv", "lr_find.png"
+    if run.exists() and (not (run / ".lock").exists() or any(o.is_file() and o.suffix != ".tmp" and o.name not in leftovers for o in run.rglob("*"))):
         raise UserError(f"{run} is there already: choose another --name" + (f", or go on with it by --resume {run}." if (run / "models" / "last.pth").exists() else "."))
 
 

@@ -29,7 +29,7 @@ def test_the_stem_keeps_the_full_size():
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
 def test_timm_models_fit_small_images(name):
-    model = get_model(f"timm:{name}", 10, 32)
+    model = get_model(f"timm:{name}", 10)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     strides = [m.stride for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (7, 7)]
     assert not strides, "no 7x7 stem is left"
@@ -43,5 +43,11 @@ def test_timm_resnet18_is_ours_in_all_but_its_names():
 
 @pytest.mark.parametrize("name, words", [("timm:resnet-18", "did you mean"), ("resnet-18", "did you mean resnet18"), ("timm:inception_v4", "cannot take images of 32x32")])
 def test_an_unknown_or_unfit_model_is_one_line(name, words):
-    with pytest.raises(UserError, match=words) as e: get_model(name, 10, 32)
+    with pytest.raises(UserError, match=words) as e: get_model(name, 10)
     assert "\n" not in e.value.text
+
+
+def test_a_model_has_to_take_all_sizes_of_a_training():
+    name = "timm:vit_tiny_patch16_224"
+    assert get_model(name, 10)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(UserError, match="cannot take images of 16x16, 32x32 pixels"): get_model(name, 10, (32, 16))

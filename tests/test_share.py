@@ -300,7 +300,7 @@ def test_a_space_of_any_name_has_a_readable_head_and_tells_no_folders(run_folder
     about = json.loads((run / "config.json").read_text())
     about["commands"] = ["python train.py --runs=/home/me/runs --data /home/me/data --epochs 3"]
     (run / "config.json").write_text(json.dumps(about))
-    export.export(run)
+    export.export(export.ExportConfig(run))
     model = json.loads((run / "model.json").read_text())
     assert model["commands"] == ["python train.py --runs=runs --data data --epochs 3"]
     (run / "model.json").write_text(json.dumps({**model, "dataset": "a: b #c\n- d"}))
@@ -321,7 +321,7 @@ def test_damaged_facts_are_one_line(run_folder, tmp_path, capsys):
 @pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_export_that_is_stopped_leaves_the_earlier_one(run_folder, tmp_path, signum, code):
     run = shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("learner.pkl", "model.*"))
-    export.export(run)
+    export.export(export.ExportConfig(run))
     before = (run / "learner.pkl").read_bytes()
     process = subprocess.Popen([sys.executable, "-W", "ignore", "export.py", run], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(600):

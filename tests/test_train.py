@@ -156,6 +156,11 @@ def test_the_name_of_a_run_that_was_killed_at_once_is_free(tmp_path, capsys):
     assert e.value.code == 2 and "is there already" in capsys.readouterr().err and (left / "models" / "best.pth").exists()
 
 
+def test_muon_on_a_model_without_filters_is_one_line(tmp_path, capsys):
+    assert "this architecture has none: choose --opt sgd or adamw" in failure(capsys, *SMALL, "--arch", "timm:vit_tiny_patch16_224", "--opt", "muon", "--runs", tmp_path)
+    assert not list(tmp_path.rglob("config.json"))
+
+
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path, capsys):
     process = start(*SMALL[:-1], 200, "--runs", tmp_path, "--name", "a")
     try: assert "is in use by another training" in failure(capsys, "--resume", tmp_path / "digits" / "a")

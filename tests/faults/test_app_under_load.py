@@ -7,7 +7,6 @@ import statistics
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import httpx
 import pytest
