@@ -4,7 +4,7 @@ import warnings
 from contextlib import contextmanager
 
 import numpy as np
-from matplotlib import rcParams
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import MaxNLocator
@@ -12,8 +12,9 @@ from matplotlib.ticker import MaxNLocator
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"       # Okabe and Ito: https://jfly.uni-koeln.de/color/
 DASHES = "-", "--", ":", "-."
 FONTS = "DejaVu Sans", "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic", "Microsoft YaHei", "WenQuanYi Micro Hei"    # matplotlib's own, and where there is one a wider one
-rcParams["font.family"] = [o for o in FONTS if o in get_font_names()]
-rcParams["text.parse_math"] = False             # a class may be called $5-$10
+
+
+def style(): return rc_context({"font.family": [o for o in FONTS if o in get_font_names()], "text.parse_math": False})       # a class may be called $5-$10
 
 
 @contextmanager
@@ -21,13 +22,14 @@ def figure(width=6.4, height=3.6, title=None, **axis):
     """An axis to draw on, and at the end the PNG in `png`, a list that it gets too; `axis` are its settings, such as xlabel.
 
     Usage: with figure(title="lr") as (ax, png): ax.plot(...)"""
-    fig, png = Figure(figsize=(width, height), layout="constrained"), list[bytes]()
-    ax = fig.add_subplot()
-    ax.grid(alpha=0.3)
-    ax.set_axisbelow(True)
-    yield ax, png
-    ax.set(title=title, **axis)         # last, as a limit of None is where the data end
-    png.append(to_png(fig))
+    with style():
+        fig, png = Figure(figsize=(width, height), layout="constrained"), list[bytes]()
+        ax = fig.add_subplot()
+        ax.grid(alpha=0.3)
+        ax.set_axisbelow(True)
+        yield ax, png
+        ax.set(title=title, **axis)         # last, as a limit of None is where the data end
+        png.append(to_png(fig))
 
 
 def to_png(fig):
@@ -81,6 +83,7 @@ def matrix(counts, names, title):
     return png[0]
 
 
+@style()
 def sheet(images, labels, title=None, columns=8):
     "A PNG of pictures (sz,sz,3) uint8 in a grid, each under its label; at least one."
     rows = -(-len(images) // columns)
