@@ -11,10 +11,11 @@ from matplotlib.ticker import MaxNLocator
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"       # Okabe and Ito: https://jfly.uni-koeln.de/color/
 DASHES = "-", "--", ":", "-."
-FONTS = "DejaVu Sans", "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic", "Microsoft YaHei", "WenQuanYi Micro Hei"    # matplotlib's own, and where there is one a wider one
+FONTS = [o for o in ("DejaVu Sans", "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic", "Microsoft YaHei", "WenQuanYi Micro Hei")         # matplotlib's own, and where there is one a wider one
+         if o in get_font_names()]
 
 
-def style(): return rc_context({"font.family": [o for o in FONTS if o in get_font_names()], "text.parse_math": False})       # a class may be called $5-$10
+def style(): return rc_context({"font.family": FONTS, "text.parse_math": False})       # a class may be called $5-$10
 
 
 @contextmanager

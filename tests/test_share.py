@@ -81,7 +81,6 @@ def test_the_published_classifier_is_as_good_as_its_record_says(tmp_path):
     data = load_data(TrainConfig())
     best = Predictor(run).predict_batch(list(data.images[data.test]), 1)
     top1 = np.mean([label == data.vocab[y] for ((label, _),), y in zip(best, data.labels[data.test])])
-    print(top1)
     assert top1 == pytest.approx(json.loads((run / "metrics.json").read_text())["test"]["top1"], abs=0.001)
 
 
