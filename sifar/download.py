@@ -141,5 +141,5 @@ def unpack(archive, path, folder):
         if missing: raise tarfile.TarError(f"{', '.join(sorted(missing))} not found")
         os.replace(tmp, folder)
     except (tarfile.TarError, EOFError, zlib.error) as e:
-        raise UserError(f"{path} cannot be unpacked ({e}): delete it and run again.") from e
+        raise UserError(f"{path} cannot be unpacked ({one_line(e, 200)}): delete it and run again.") from e
     finally: shutil.rmtree(tmp, ignore_errors=True)

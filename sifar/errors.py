@@ -9,8 +9,8 @@ class UserError(Exception):
     "Something that the user can mend; `text` is the one line to show."
 
     def __init__(self, text):
-        super().__init__(text)
-        self.text = text            # fastai rewrites `args` of what passes through a callback
+        self.text = " ".join(text.splitlines())         # fastai rewrites `args` of what passes through a callback
+        super().__init__(self.text)
 
 
 def explain(e):
