@@ -21,7 +21,8 @@ def archive(run, folder):
     half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
     assert all(torch.isfinite(o).all() for o in half.values())
     about = json.loads((run / "config.json").read_text())
-    about["settings"].update(data="data", runs="runs", dataset=Path(about["settings"]["dataset"]).name)
+    about["settings"]["dataset"] = Path(about["settings"]["dataset"]).name
+    for o in ("data", "runs"): about["settings"].pop(o, None)           # whoever reads it has their own
     about["commands"] = [without_folders(o) for o in about["commands"]]
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "config.json", json.dumps(about, indent=2) + "\n")
