@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from .config import FREE_ON_RESUME, read_config, read_settings
-from .errors import UserError, one_line_errors
+from .errors import UserError, explain, one_line_errors
 from .files import write_file
 from .report import attempt, read_history, read_metrics
 from .terminal import console, log, log_to_screen, quiet_imports
@@ -89,11 +89,11 @@ def main(args=None):
         quiet_imports()
         log_to_screen()
         args = parser.parse_args(args)
-        paths = args.runs or sorted(o.parent for o in Path("runs").glob("*/*/config.json"))
+        paths = list({o.resolve(): o for o in args.runs}.values()) or sorted(o.parent for o in Path("runs").glob("*/*/config.json"))
         runs = []
         for o in paths:
             try: runs.append(read_run(o))
-            except UserError as e: log.info("Left out: %s", e.text)
+            except (UserError, OSError) as e: log.info("Left out: %s", explain(e))
         if not runs: raise UserError("There is no run to compare: name run folders, or train some first.")
         for line in (*table(runs), *means(runs)): log.info("%s", line)
         write_curves(runs, args.plot)

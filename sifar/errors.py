@@ -17,6 +17,7 @@ def explain(e):
     "The one line for an exception that a user or a machine can cause; None for a bug of ours."
     if isinstance(e, UserError): return e.text
     if out_of_memory(e): return "The memory of this machine, or of its GPU, is used up: end other programs, or set CUDA_VISIBLE_DEVICES= to do without a GPU."
+    if isinstance(e, RuntimeError) and "unexpected pos" in str(e): return "A disk is full, or that of temporary files: make room and run it again."          # says torch.save
     if isinstance(e, OSError):
         where = f" ({e.filename})" if e.filename else ""
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -31,8 +32,8 @@ def one_line(e, most=100):
 
 
 def out_of_memory(e):
-    "Whether an exception says that the memory of the machine or of the GPU is used up."
-    return isinstance(e, MemoryError) or any(o in str(e).lower() for o in ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "paging file is too small"))
+    "Whether an exception says that the memory of the machine or of the GPU is used up; one without text makes fastai raise another."
+    return isinstance(e, MemoryError) or isinstance(e.__context__, MemoryError) or any(o in str(e).lower() for o in ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "paging file is too small"))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
 from .callbacks import GrowImages, Mix, SeedEpochs, StopOnNaN
-from .errors import UserError, out_of_memory
+from .errors import UserError
 from .files import write_file
 from .learner import get_learner
 from .terminal import log, silent_stderr
@@ -31,8 +31,7 @@ def find_lr(cfg, dls):
         if hasattr(learn, "grow_images"): learn.grow_images.sizes = learn.grow_images.sizes[:1]         # a curve is of one size: that of the first epoch
         try:
             with learn.no_bar(): found = learn.lr_find(suggest_funcs=[getattr(SuggestionMethod, o.title()) for o in SUGGESTIONS], show_plot=False)
-        except (ValueError, IndexError, RuntimeError) as e:
-            if out_of_memory(e): raise
+        except (ValueError, IndexError) as e:
             raise UserError(f"lr_find has no suggestion, as the loss broke off at once ({e}): try --precision fp32 or a larger --bs.") from e
     return {k: float(v) for k, v in zip(SUGGESTIONS, found)}, [float(o) for o in learn.recorder.lrs], [float(o) for o in learn.recorder.losses]
 
@@ -106,7 +105,7 @@ class Phases(Callback):
     part = None
 
     def enter(self, name):
-        if self.dls.device.type == "cuda": torch.cuda.synchronize(self.dls.device)
+        if self.dls.device.type != "cpu": torch.accelerator.synchronize(self.dls.device)
         if self.part: self.part.__exit__(None, None, None)
         self.part = name and record_function(name).__enter__()
 
@@ -140,8 +139,9 @@ def profile(cfg, dls, steps=8):
     total = sum(parts.values())
     yield f"{total / n / 1000:.0f} ms a step of {dls.train.bs} images, {1e6 * n * dls.train.bs / total:.0f} images/s, under torch's profiler"
     for k, v in parts.items(): yield f"  {k:<10} {100 * v / total:5.1f} %"
-    key = "self_device_time_total" if dls.device.type == "cuda" else "self_cpu_time_total"
-    operators = {k.removeprefix("aten::"): getattr(o, key) for k, o in events.items() if k.startswith("aten::")}
+    seen = {k.removeprefix("aten::"): o for k, o in events.items() if k.startswith("aten::")}
+    operators = {k: o.self_device_time_total for k, o in seen.items()}
+    if not sum(operators.values()): operators = {k: o.self_cpu_time_total for k, o in seen.items()}             # of a CPU, or a GPU that tells nothing
     for k in sorted(operators, key=operators.__getitem__, reverse=True)[:4]: yield f"  {100 * operators[k] / sum(operators.values()):5.1f} % of all operators: {k}"
 
 

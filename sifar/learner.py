@@ -15,7 +15,7 @@ from fastcore.all import noop
 
 from . import schedule  # noqa: F401    gives Learner its fit_warmup_cosine
 from .callbacks import EMA, GrowImages, Mix, Precision, RunLog, SaveBest, SaveLast, SeedEpochs, StopOnNaN, StopOnSignal, fingerprint, load_weights
-from .config import parse_sizes, read_config, read_settings
+from .config import TrainConfig, parse_sizes, read_config, read_settings
 from .cpu import fast_at_bf16, keep_memory
 from .dataloaders import get_dls, stand_in_dls
 from .errors import UserError, one_line
@@ -174,6 +174,7 @@ def load_run(run, images=True):
 def new_learner(run, images=True):
     "The Learner of a run folder as it was before it was trained. Errors: UserError."
     cfg = replace(read_settings(run), device="auto" if images else "cpu")          # it may have been trained on another machine
+    if not Path(cfg.data).exists(): cfg = replace(cfg, data=TrainConfig().data)
     dls = get_dls(cfg) if images else stand_in_dls(cfg, read_config(run, lambda about: about["data"]))
     if images: read_config(run, lambda about: check_data(run, dls.data, about.get("data", {}).get("fingerprint", {})))
     return get_learner(dls, cfg, path=run)

@@ -48,14 +48,16 @@ def short(name, most=20):
 
 def curves(lines, title, xlabel, ylabel, **axis):
     "A PNG of `lines`, {name: (x, y)}; points whose y is None are left out."
-    with figure(title=title, xlabel=xlabel, ylabel=ylabel, **axis) as (ax, png):
+    beside = len(lines) > 8
+    with figure(10 if beside else 6.4, max(3.6, 0.8 + 0.19 * len(lines)), title=title, xlabel=xlabel, ylabel=ylabel, **axis) as (ax, png):
         for i, (name, (x, y)) in enumerate(lines.items()):
             points = [(a, b) for a, b in zip(x, y) if b is not None]
             if points: ax.plot(*zip(*points), DASHES[i // len(COLOURS) % len(DASHES)], color=COLOURS[i % len(COLOURS)], label=name, marker="." if len(points) < 30 else None)
         if xlabel == "epoch":
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set_xlim(left=0)
-        if len(lines) > 1 and ax.lines: ax.legend(fontsize="small")
+        if len(lines) > 1 and ax.lines:
+            ax.legend(ax.lines, [o.get_label() for o in ax.lines], fontsize="small", **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}))
     return png[0]
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from .calibration import calibration_error, fit_temperature, reliability, with_temperature
 from .config import read_config, read_settings
-from .errors import UserError, one_line_errors
+from .errors import UserError, explain, one_line_errors
 from .files import write_file
 from .terminal import log, log_to_screen, quiet_imports
 
@@ -68,12 +68,12 @@ def write_report(learn, cfg, history, notes=(), chosen=True):
     notes: what is wrong with the run, such as that it is not finished: such a one gets no metrics.json. chosen: not just the last weights."""
     found = evaluate(learn)
     metrics = get_metrics(learn, cfg, history, found, chosen)
-    if not notes: write_file(learn.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     for split in ("valid", "test"):
         if o := metrics[split]: log.info("%-5s  top-1 %.2f %%  top-5 %.2f %%  loss %.4f", split, 100 * o["top1"], 100 * o["top5"], o["loss"])
         else: log.info("%-5s  no images, so no figures", split)
     log.info("%d epochs in %s, %.0f images/s; all of it is in %s", metrics["epochs"], timedelta(seconds=round(metrics["seconds"])),
              metrics["images_per_second"], learn.path)
+    if not notes: write_file(learn.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     write_file(learn.path / "report.html", page(learn.path, cfg, history, notes, metrics, learn.dls.data, found))
     return metrics
 
@@ -94,21 +94,22 @@ def get_metrics(learn, cfg, history, found, chosen):
 # ---- the page ----
 
 def page(run, cfg, history, notes=(), metrics=None, data=None, found=None):
-    "The text of report.html, with all its pictures in it; without metrics, data and Predictions just what the history says."
+    "The text of report.html, with all its pictures in it; without data and Predictions just what metrics and history say."
     title = f"{cfg.arch} on {Path(cfg.dataset).name}"
     parts = [*(f"<p><strong>{escape(without_parents(o, run, cfg.dataset, cfg.data))}</strong></p>" for o in notes), *([summary(metrics)] if metrics else []), *([training(history)] if history else [])]
     if found:
         split = "test" if "test" in found else "valid"
         o = found[split]
         parts += [calibration(found, split), classes(data, o, split), confusion(data, o, split), hardest(data, o, split)]
-    elif metrics: parts.append("<p class=note>Neither validation nor test images: nothing more can be said of the model.</p>")
+    elif data: parts.append("<p class=note>Neither validation nor test images: nothing more can be said of the model.</p>")
     parts.append(read_config(run, settings))
     return PAGE.format(title=escape(title), body="\n".join(parts))
 
 
 def without_parents(text, *paths):
     "`text` with these paths by their last name alone: a page to be shared tells of no folder of this machine."
-    for o in sorted({f"{o.parent}{os.sep}" for path in paths for o in (Path(path), Path(path).resolve())}, key=len, reverse=True): text = text.replace(o, "")
+    known = {o: ("", f"{o.parent}{os.sep}") if o.parent.name else (o.name, str(o)) for path in paths for o in (Path(path), Path(path).resolve())}
+    for name, o in sorted(known.values(), key=lambda o: -len(o[1])): text = text.replace(o, name)
     return text
 
 
@@ -202,7 +203,7 @@ def confusion(data, o, split):
 
 def thumbnail(image):
     buffer, img = io.BytesIO(), Image.fromarray(image)
-    img.thumbnail((96, 96))
+    img.thumbnail((64, 64))
     img.save(buffer, "PNG")
     return picture(buffer.getvalue())
 
@@ -245,20 +246,19 @@ def read_metrics(run):
     path = Path(run) / "metrics.json"
     try:
         metrics = json.loads(path.read_text())
-        for o in (metrics["valid"], metrics["test"]): float(o["top1"]) if o else None
-        float(metrics["seconds"])
+        summary(metrics)                # has all that is needed of it
         return metrics
     except FileNotFoundError: return None
-    except (OSError, ValueError, TypeError, KeyError) as e: raise UserError(f"{path} is damaged ({e}): write it anew by python -m sifar.report {run}") from e
+    except (OSError, ValueError, TypeError, KeyError, OverflowError) as e: raise UserError(f"{path} is damaged ({e}): write it anew by python -m sifar.report {run}") from e
 
 
 def attempt(notes, *fs):
-    "What the first of `fs` gives that raises no UserError, else None; what the ones before it complain of is logged and goes into `notes`."
+    "What the first of `fs` gives that fails by nothing a user can mend, else None; what the ones before it complain of is logged and goes into `notes`."
     for f in fs:
         try: return f()
-        except UserError as e:
-            log.info("%s", e.text)
-            notes.append(e.text)
+        except (UserError, OSError) as e:
+            notes.append(explain(e))
+            log.info("%s", notes[-1])
 
 
 def main(args=None):
@@ -278,7 +278,7 @@ def main(args=None):
         learn = attempt(notes, partial(new_learner, run))
         chosen = learn and attempt(notes, partial(load_chosen, learn))
         if chosen or learn and attempt(notes, partial(load_last, learn)): write_report(learn, cfg, history, notes, bool(chosen))
-        else: write_file(run / "report.html", page(run, cfg, history, notes))
+        else: write_file(run / "report.html", page(run, cfg, history, notes, attempt(notes, partial(read_metrics, run))))
         log.info("The report is %s", run / "report.html")
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 import train
 from sifar import compare
+from sifar.plots import curves
 from sifar.report import read_history
 
 
@@ -116,6 +117,21 @@ def test_runs_of_one_name_are_told_apart_and_count_once(runs, tmp_path, capsys):
     copy = shutil.copytree(runs / "pair-5", tmp_path / "copy" / "pair-5")
     text = out(capsys, runs / "pair-5", copy, runs / "pair-6", "--plot", tmp_path / "c.png")
     assert "digits/pair-5" in text and "copy/pair-5" in text and "(n = 2, seeds 5, 6)" in text
+
+
+def test_a_run_that_is_named_twice_is_one_row(runs, tmp_path, capsys):
+    text = out(capsys, runs / "pair-5", f"{runs}/../digits/pair-5", runs / "pair-6", "--plot", tmp_path / "c.png")
+    assert text.count("pair-5") == 1 and str(runs) not in text
+
+
+@pytest.mark.parametrize("n", [20, 100])
+def test_the_legend_of_many_runs_names_all_and_covers_no_curve(drawn, n):
+    names = [f"_20261126-14{i:04}-resnet18" for i in range(n)]
+    curves(dict.fromkeys(names, ([1, 2], [50, 60])), "Many", "epoch", "%")
+    legend = drawn["Many"].get_legend()
+    assert [o.get_text() for o in legend.get_texts()] == names
+    box, page = legend.get_window_extent(), drawn["Many"].figure.bbox
+    assert box.x0 >= drawn["Many"].get_window_extent().x1 and box.x1 <= page.x1 and box.y0 >= page.y0
 
 
 def test_a_run_whose_images_are_gone_can_still_be_compared(runs, tmp_path, capsys):

@@ -68,11 +68,16 @@ def test_the_command_writes_the_same_again(finished, capsys):
     assert (finished / "report.html").exists() and "report.html" in capsys.readouterr().out
 
 
-def test_a_run_on_cifar100_has_a_page(tmp_path, tiny_cifar):
-    write_cifar(tmp_path, "cifar100")
-    run("--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
+def test_a_run_on_cifar100_has_a_page_also_where_its_data_are_elsewhere(tmp_path, tiny_cifar, monkeypatch):
+    write_cifar(tmp_path / "data", "cifar100")
+    run("--data", tmp_path / "data", "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
     text = (tmp_path / "runs" / "cifar100" / "a" / "report.html").read_text()
     assert "fine" in text and len(text) < 3_000_000 and all(f"<h2>{o}</h2>" in text for o in SECTIONS)
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("SIFAR_DATA", str(tmp_path / "elsewhere"))
+    report.main([str(tmp_path / "runs" / "cifar100" / "a")])
+    again = (tmp_path / "runs" / "cifar100" / "a" / "report.html").read_text()
+    assert all(f"<h2>{o}</h2>" in again for o in SECTIONS)
 
 
 def test_classes_and_superclasses_have_their_own_accuracy_and_confusions(drawn):
@@ -114,7 +119,21 @@ def test_class_names_are_text_and_not_markup(tmp_path):
     for split in ("train", "test"):
         for name in ("<script>alert(1)</script>".replace("/", "_"), "a & b"): write_images(tmp_path / "odd" / split / name, 12)
     run("--dataset", tmp_path / "odd", "--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
-    assert "<script" not in (tmp_path / "runs" / "odd" / "a" / "report.html").read_text()
+    text = (tmp_path / "runs" / "odd" / "a" / "report.html").read_text()
+    assert "<script" not in text and "&lt;script" in text
+
+
+def test_a_page_of_large_images_of_noise_is_small():
+    rows, vocab = np.arange(120), [str(i) for i in range(30)]
+    data = ImageData(np.random.default_rng(0).integers(0, 256, (120, 128, 128, 3), dtype=np.uint8), rows % 30, vocab, rows[:0], rows[:0], rows)
+    o = SimpleNamespace(rows=rows, targs=rows % 30, preds=(rows + 1) % 30, probs=np.full((120, 30), 1 / 30))
+    text = report.confusion(data, o, "test") + report.hardest(data, o, "test")
+    assert text.count("<img") == 20 * 3 + 2 and len(text) < 2_500_000
+
+
+@pytest.mark.parametrize("data", ["/data", "/somebody/data", "data"])
+def test_notes_name_no_folder_above_the_data(data):
+    assert report.without_parents(f"{data}/x.tar.gz is damaged (https://example.org/a)", data) == "data/x.tar.gz is damaged (https://example.org/a)"
 
 
 def test_an_unfinished_run_shows_what_there_is_and_stays_unfinished(finished, capsys):
@@ -132,7 +151,7 @@ CLASSES, LAST, CHOSEN = "<h2>Classes", "These are the weights of the last epoch"
 
 @pytest.mark.parametrize("lost, shown, not_shown", [
     (["history.csv"], [CLASSES, CHOSEN], LAST), (["last.pth"], [CLASSES, CHOSEN, "last.pth is damaged"], LAST), (["best.pth"], [CLASSES, LAST, "best.pth is damaged"], CHOSEN),
-    (["last.pth", "history.csv"], [CLASSES, "history.csv has no epoch"], "<h2>Training"), (["best.pth", "last.pth"], ["<h2>Training", "<h2>Settings"], CLASSES),
+    (["last.pth", "history.csv"], [CLASSES, "history.csv has no epoch"], "<h2>Training"), (["best.pth", "last.pth"], ["<h2>Training", "<h2>Settings", "top-5, %", CHOSEN], CLASSES),
     (["best.pth", "last.pth", "history.csv"], ["<h2>Settings", "best.pth is damaged"], "<h2>Training")])
 def test_what_is_damaged_is_named_and_the_rest_is_shown(finished, lost, shown, not_shown):
     before = (finished / "metrics.json").read_text()
