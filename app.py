@@ -2,6 +2,7 @@
 """A page that shows an exported learner to the world: python app.py --model runs/cifar100/RUN/learner.pkl"""
 import argparse
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -22,6 +23,7 @@ from PIL import Image
 from starlette.requests import ClientDisconnect
 
 from sifar.errors import UserError, one_line_errors
+from sifar.files import write_file
 from sifar.terminal import quiet_imports
 
 HERE = Path(__file__).parent
@@ -173,7 +175,7 @@ def build(path):
             gr.Warning(e.text)
             rows, images = (), ()
         shown = [(enlarge(img), f"{row[1]} {row[2]:.0%}") for row, img in zip(rows, images) if img]
-        file = processing_utils.save_bytes_to_cache(to_csv(rows), "predictions.csv", get_upload_folder()) if rows else None
+        file = to_cache(to_csv(rows), "predictions.csv") if rows else None
         return list(rows) or None, shown, gr.DownloadButton(value=file, interactive=bool(rows))
 
     examples = [str(o) for o in sorted((HERE / "examples").glob("*.png")) if o.stem in predictor.vocab]
@@ -210,6 +212,20 @@ def build(path):
     return page.queue(max_size=128, status_update_rate=1)           # by default each answer tells all who wait
 
 
+def to_cache(content, name):
+    "The path of a file with these bytes in Gradio's cache. One that is there stays as it is: somebody may be loading it."
+    path = Path(get_upload_folder()) / hashlib.sha256(content).hexdigest() / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try: os.utime(path)                 # and is kept for its time again
+    except FileNotFoundError: write_file(path, content)
+    return str(path)
+
+
+def picture_to_cache(img, cache_dir, name="image", format="webp"):
+    "In the place of Gradio's function, which writes the same picture anew."
+    return to_cache(processing_utils.encode_pil_to_bytes(img, format), f"{name}.{format}")
+
+
 @contextmanager
 def upload_folder():
     "A folder for uploads that goes when the page ends. Until then Gradio deletes those that came whole, and this those that broke off."
@@ -238,7 +254,7 @@ def main(args=None):
     parser.add_argument("--model", default=os.environ.get("SIFAR_MODEL"), help="learner.pkl or its folder (or set SIFAR_MODEL); else one beside app.py, else the newest export, else that of results/")
     with one_line_errors(), upload_folder():
         quiet_imports()
-        processing_utils.async_ssrf_protected_download = refuse_url
+        processing_utils.async_ssrf_protected_download, processing_utils.save_pil_to_cache = refuse_url, picture_to_cache
         os.environ["no_proxy"] = ",".join(filter(None, (os.environ.get("no_proxy", os.environ.get("NO_PROXY")), "localhost", "127.0.0.1")))     # Gradio asks itself whether it is up
         page = build(find_model(parser.parse_args(args).model))
         theme = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])

@@ -313,6 +313,19 @@ def test_a_new_picture_while_a_slow_one_is_read_gets_its_own_answer(tab, exporte
     assert f"{want}" in tab.locator("#note").inner_text() and tab.locator("#choice input:checked").count() == 1
 
 
+def test_what_somebody_may_be_loading_is_not_written_anew(tab, page, pictures):
+    for _ in range(2):
+        upload(tab, pictures[1])
+        tab.locator("text=/\\d+ ms/").wait_for()
+        tab.locator("#why img").wait_for()
+        files = list((page.folder / "uploads").rglob("image.*"))
+        marked = [o for o in files if o.read_bytes().endswith(b"mark")]
+        for o in files: o.write_bytes(o.read_bytes() + b"mark")
+        clear(tab)
+        tab.locator("#seen img").wait_for(state="detached")
+    assert len(files) >= 2 and len(marked) == len(files)
+
+
 def test_many_pictures_give_a_gallery_and_a_csv_file(tab, pictures, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"hello")
     tab.get_by_role("tab", name="Many").click()
