@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import SaveModelCallback, TrackerCallback
-from fastai.learner import Callback, CancelFitException
+from fastai.learner import AvgSmoothLoss, Callback, CancelFitException
 from fastai.torch_core import set_seed
 from fastcore.all import L, noop
 
@@ -72,13 +72,25 @@ class SeedEpochs(Callback):
 
 
 class StopOnNaN(Callback):
-    "End the run where the loss is not a number, before it can reach the weights or a checkpoint."
+    """End the run where the loss is not a number, before it can reach the weights or a checkpoint.
+
+    every: it looks after so many batches, as a GPU has to be waited for; weights may be spoiled by then, but no checkpoint."""
     order = -9
 
+    def __init__(self, every=1): self.every = every
+
+    def before_train(self): self.seen = []
+    before_validate = before_train
+
     def after_loss(self):
-        if math.isfinite(self.loss.item()): return
-        where = f"epoch {self.epoch + 1}, {'' if self.training else 'validation '}batch {self.iter + 1}, lr {self.opt.hypers[-1]['lr']:.3g}"
-        raise UserError(f"The loss became {self.loss.item()} in {where}: start a new run with a smaller --lr. The last checkpoint is good.")
+        self.seen.append((self.loss.detach(), f"batch {self.iter + 1}, lr {self.opt.hypers[-1]['lr']:.3g}"))
+        if len(self.seen) < self.every and self.iter + 1 < self.n_iter: return
+        losses, places = zip(*self.seen)
+        self.seen = []
+        for loss, where in zip(torch.stack(losses).tolist(), places):
+            if math.isfinite(loss): continue
+            where = f"epoch {self.epoch + 1}, {'' if self.training else 'validation '}{where}"
+            raise UserError(f"The loss became {loss} in {where}: start a new run with a smaller --lr. The last checkpoint is good.")
 
     def after_epoch(self):          # what the last step did, no loss may have shown yet
         if all(torch.isfinite(o).all() for o in self.model.state_dict().values()): return
@@ -187,6 +199,16 @@ class EMA(Callback):
         self.average.module.load_state_dict(state["model"])
 
 
+class SmoothLoss(AvgSmoothLoss):
+    "fastai's smoothed loss of the training, which stays on the device: a step need not wait for a GPU."
+    val: torch.Tensor
+
+    def accumulate(self, learn):
+        self.count += 1
+        loss = learn.loss.detach().mean()
+        self.val = torch.lerp(loss, self.val.to(loss), self.beta)
+
+
 class RunLog(Callback):
     """The epochs as a table in the log, as rows in history.csv, and the position in them on `bar`, a rich Progress.
 
@@ -200,6 +222,8 @@ class RunLog(Callback):
 
     def before_fit(self):
         self.old_logger, self.learn.logger = self.learn.logger, noop
+        self.old_smooth_loss = self.recorder.smooth_loss
+        self.recorder.__dict__["smooth_loss"] = SmoothLoss()           # of the run alone: an exported learner has fastai's. An assignment makes fastai warn
         self.start = time.perf_counter()
         log.info(self.header)
 
@@ -238,6 +262,7 @@ class RunLog(Callback):
 
     def after_fit(self):
         self.learn.logger, self.learn.history = self.old_logger, self.history
+        self.recorder.__dict__["smooth_loss"] = self.old_smooth_loss
 
 
 class SaveBest(SaveModelCallback):

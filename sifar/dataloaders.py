@@ -12,6 +12,7 @@ from fastai.torch_core import TensorCategory, TensorImage
 from fastai.vision.core import PILImage
 from fastcore.all import chunked, first
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from .datasets import SPLITS, ImageData, load_data, read_image
 
@@ -58,7 +59,7 @@ class BatchAugment(Transform):
     """The standard or light augmentation of `augment.get_tfms` for a whole batch x (n,c,h,w) uint8 at once, on the device where it is.
 
     generator: it draws from this one, on the CPU, so that every device sees the same images."""
-    split_idx, order = 0, 5             # before IntToFloatTensor
+    split_idx, order, parameters = 0, 5, ("fill",)          # before IntToFloatTensor; fastai sends the fill where the batches go
 
     def __init__(self, mirror, fill, hole=True):
         super().__init__()
@@ -69,18 +70,23 @@ class BatchAugment(Transform):
     def augment(self, x):
         n, c, h, w = x.shape
         highs = 2 * (h // 8) + 1, 2 * (w // 8) + 1, 2, *((h, w) if self.hole else ())
-        top, left, mirrored, *hole = torch.stack([torch.randint(o, (n, 1), generator=self.generator) for o in highs]).to(x.device)
+        top, left, mirrored, *hole = send(torch.stack([torch.randint(o, (n, 1), generator=self.generator) for o in highs]), x.device)
         y_at, x_at = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
         rows, cols = y_at + top - h // 8, x_at + left - w // 8
         if self.mirror: cols = torch.where(mirrored == 1, cols.flip(1), cols)
         seen = outer(within(rows, h), within(cols, w))
         if hole: seen &= ~outer(within(y_at - hole[0] + h // 8, h // 4), within(x_at - hole[1] + w // 8, w // 4))
         pixels = (rows[:, :, None] * w + cols[:, None, :]).masked_fill_(~seen, h * w).view(n, h * w, 1)      # the last is the fill
-        x = torch.cat((x.permute(0, 2, 3, 1).reshape(n, h * w, c), self.fill.to(x.device).expand(n, 1, c)), 1)
+        x = torch.cat((x.permute(0, 2, 3, 1).reshape(n, h * w, c), self.fill.expand(n, 1, c)), 1)
         return x.gather(1, pixels.expand(-1, -1, c)).view(n, h, w, c).permute(0, 3, 1, 2)
 
     def __getstate__(self): return {**self.__dict__, "generator": None}         # an exported learner does not augment
     def __deepcopy__(self, memo): return self
+
+
+def send(x, device):
+    "`x` on `device`; neither side waits for the other if that is a GPU."
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def within(at, length): return (at >= 0) & (at < length)
@@ -108,12 +114,13 @@ class ArrayDL(TfmdDL):
         else: yield from (self.read([self.dataset.items[o] for o in b]) for b in chunked(samps, self.bs, self.drop_last))
 
     def read(self, rows):
-        "The batch of `rows`: x (n,3,sz,sz) uint8 in channels-last memory, and y (n,) where the data set has labels."
+        "The batch of `rows`: x (n,3,sz,sz) uint8 in channels-last memory, and y (n,) where the data set has labels; on the device, unless a worker makes it."
         data = self.dataset.tls[0].tfms[0].data
         x = data.images[rows]
         if self.dataset.split_idx == 0: self.augment(x, rows[0])
-        x = TensorImage(torch.from_numpy(x).permute(0, 3, 1, 2))
-        return (x, TensorCategory(torch.from_numpy(data.labels[rows]))) if len(self.dataset.tls) > 1 else (x,)
+        device = self.device if self.device and not get_worker_info() else torch.device("cpu")
+        x = TensorImage(send(torch.from_numpy(x), device).permute(0, 3, 1, 2))
+        return (x, TensorCategory(send(torch.from_numpy(data.labels[rows]), device))) if len(self.dataset.tls) > 1 else (x,)
 
     def augments(self):
         "The Augment among the item transforms; none where somebody has put others in their place."

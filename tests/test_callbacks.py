@@ -6,6 +6,7 @@ from fastai.vision.all import Callback, CancelBatchException, CancelFitException
 
 from sifar import TrainConfig, UserError, get_dls, get_learner
 from sifar.callbacks import Precision, RunLog, SaveLast, StopOnNaN
+from sifar.dataloaders import BatchAugment
 from sifar.learner import pick_device, pick_precision
 from sifar.terminal import progress
 
@@ -90,16 +91,38 @@ def test_a_failing_model_leaves_autocast_off():
     assert not torch.is_autocast_enabled("cpu")
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_run_before_the_step(bad):
+@pytest.mark.parametrize("bad, every", [(math.nan, 1), (math.inf, 1), (math.nan, 3), (math.inf, 50)])
+def test_a_loss_that_is_no_number_ends_the_run(bad, every):
     learn = learner(precision="fp32")
 
     class Spoil(Callback):
         def after_pred(self):
             if self.iter == 3: self.learn.pred = self.pred * bad
-    with pytest.raises(UserError) as e, learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(2, 0.1, 0, cbs=[Spoil(), StopOnNaN()])
+    with pytest.raises(UserError) as e, learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(2, 0.1, 0, cbs=[Spoil(), StopOnNaN(every)])
     assert "epoch 1, batch 4, lr 0.0" in e.value.text and "smaller --lr" in e.value.text
-    assert all(torch.isfinite(o).all() for o in learn.model.parameters())
+    assert every > 1 or all(torch.isfinite(o).all() for o in learn.model.parameters())          # else before the step
+
+
+def test_a_step_does_not_wait_for_a_gpu(monkeypatch):
+    "Nothing of a step asks for a number that is on the device; only StopOnNaN does, with the last."
+    learn, asked, steps = learner(augment="batch", precision="fp32"), [], []
+
+    def counted(f): return lambda *args, **kwargs: asked.append(f) or f(*args, **kwargs)
+    for o in ("item", "cpu", "tolist", "numpy"): monkeypatch.setattr(torch.Tensor, o, counted(getattr(torch.Tensor, o)))
+
+    class Watch(Callback):
+        order = 1000
+        def after_batch(self):
+            if self.training: steps.append(len(asked))
+    with learn.no_bar(), progress() as bar: learn.fit_warmup_cosine(1, 0.1, 0, cbs=[StopOnNaN(50), RunLog(bar), Watch()])
+    assert len(steps) > 5 and len(set(steps[:-1])) == 1 and asked
+
+
+def test_batches_and_their_fill_are_where_the_model_is():
+    dls = learner(augment="batch").dls
+    dls.to(torch.device("meta"))
+    assert {o.device.type for o in (*dls.train.read([0, 1]), *dls[2].read([0, 1]))} == {"meta"}
+    assert {o.fill.device.type for o in dls.train.after_batch.fs if isinstance(o, BatchAugment)} == {"meta"}
 
 
 def test_weights_that_are_no_numbers_after_the_last_step_of_an_epoch_reach_no_checkpoint(tmp_path):
