@@ -33,18 +33,21 @@ train() {       # NAME, dataset, then options: train, or go on with what is ther
 nvidia-smi > "$out/gpu.txt" 2>&1 || echo "no NVIDIA GPU: a trial" | tee "$out/gpu.txt"
 train standard-1 cifar100 --valid-pct 0 --seed 1 "$@"
 train fast-batches cifar100 --valid-pct 0 --seed 1 --bs 512 --lr 0.2 "$@"
+for bs in ${BATCHES:-512 128 1024}; do
+    [ -e "$out/limits-$bs.done" ] && continue
+    rm -f "$out/limits-$bs.txt"
+    TORCHINDUCTOR_CACHE_DIR=$(mktemp -d) try "limits-$bs" "$python" -m bench.limits --bs "$bs" ${LIMITS:-} && touch "$out/limits-$bs.done"
+done
 for seed in 2 3; do train "standard-$seed" cifar100 --valid-pct 0 --seed "$seed" "$@" & done
 train standard-valid cifar100 "$@" &
-train cifar10 "${CIFAR10:-cifar10}" --valid-pct 0 --seed 1 "$@" &
 wait
 train 20-epochs-auto cifar100 --seed 1 "$@" --epochs "${SHORT:-20}" &
 NVIDIA_TF32_OVERRIDE=0 train 20-epochs-fp32 cifar100 --seed 1 --precision fp32 "$@" --epochs "${SHORT:-20}" &
+train cifar10 "${CIFAR10:-cifar10}" --valid-pct 0 --seed 1 "$@" &
 wait
-for bs in ${BATCHES:-128 512 1024}; do
-    [ -e "$out/limits-$bs.done" ] || { try "limits-$bs" "$python" -m bench.limits --bs "$bs" ${LIMITS:-} && touch "$out/limits-$bs.done"; }
-done
 
 # the run whose test top-1 is the median of the seeds becomes the model of this repository
-median=$("$python" -m bench.table --median "$out"/runs/cifar100/standard-[0-9]*) && try archive "$python" -m bench.archive "$median" "$out/cifar100-resnet18"
+finished=("$out"/runs/cifar100/standard-[0-9]*/metrics.json)
+[ ${#finished[@]} = 3 ] && median=$("$python" -m bench.table --median "$out"/runs/cifar100/standard-[0-9]*) && try archive "$python" -m bench.archive "$median" "$out/cifar100-resnet18"
 "$python" -m sifar.compare --plot "$out/seeds.png" "$out"/runs/cifar100/standard-[0-9]*
 "$python" -m bench.table "$out"/runs/*/* | tee "$out/table.md"

@@ -24,7 +24,7 @@ def rows(runs):
     groups = {}
     for run, figures in runs.items(): groups.setdefault(re.sub(r"-\d+$", "", run.name), []).append(figures)
     for name, found in groups.items():
-        if len(found) > 1: yield f"| {name}, n = {len(found)} | " + " | ".join(f"{statistics.mean(o):.2f} ± {statistics.stdev(o):.2f}" for o in zip(*found)) + " |"
+        if len(found) > 1: yield f"| {name}, n = {len(found)} | " + " | ".join(f"{statistics.mean(o):.2f} ± {statistics.stdev(o):.2f}" for o in zip(*(o[:2] for o in found))) + " | - | - |"          # not all of them had the machine alone
 
 
 def main():
