@@ -103,9 +103,10 @@ def test_a_loss_that_is_no_number_ends_the_run(bad, every):
     assert every > 1 or all(torch.isfinite(o).all() for o in learn.model.parameters())          # else before the step
 
 
-def test_a_step_does_not_wait_for_a_gpu(monkeypatch):
+def test_a_step_does_not_wait_for_a_gpu(monkeypatch, tmp_path):
     "Nothing of a step asks for a number that is on the device; only StopOnNaN does, with the last."
     learn, asked, steps = learner(augment="batch", precision="fp32"), [], []
+    learn.path = tmp_path
 
     def counted(f): return lambda *args, **kwargs: asked.append(f) or f(*args, **kwargs)
     for o in ("item", "cpu", "tolist", "numpy"): monkeypatch.setattr(torch.Tensor, o, counted(getattr(torch.Tensor, o)))
