@@ -31,7 +31,7 @@ def fed(cfg, n):
     with learn.no_bar(), learn.no_logging():
         while True:
             start = time.perf_counter()
-            learn.fit_warmup_cosine(1, warmup=0, cbs=StopOnNaN(50))
+            learn.fit_warmup_cosine(1, warmup=0, cbs=StopOnNaN())
             wait()
             yield n / (time.perf_counter() - start)
 

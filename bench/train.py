@@ -26,7 +26,7 @@ def ours(cfg, n):
     with learn.no_bar(), learn.no_logging():
         while True:
             start = time.perf_counter()
-            learn.fit_warmup_cosine(1, warmup=0, cbs=[StopOnNaN(50), ShortEpochCallback((batches - 1) / len(learn.dls.train))])      # it stops after the batch
+            learn.fit_warmup_cosine(1, warmup=0, cbs=[StopOnNaN(), ShortEpochCallback((batches - 1) / len(learn.dls.train))])      # it stops after the batch
             wait()
             yield batches * cfg.bs / (time.perf_counter() - start)
 

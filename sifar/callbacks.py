@@ -74,17 +74,19 @@ class SeedEpochs(Callback):
 class StopOnNaN(Callback):
     """End the run where the loss is not a number, before it can reach the weights or a checkpoint.
 
-    every: it looks after so many batches, as a GPU has to be waited for; weights may be spoiled by then, but no checkpoint."""
+    every: it looks after so many batches; by default on a CPU after each, else after 50, as a GPU has to be waited for: weights may be
+    spoiled by then, but no checkpoint."""
     order = -9
 
-    def __init__(self, every=1): self.every = every
+    def __init__(self, every=None): self.every = every
 
     def before_train(self): self.seen = []
     before_validate = before_train
 
     def after_loss(self):
         self.seen.append((self.loss.detach(), f"batch {self.iter + 1}, lr {self.opt.hypers[-1]['lr']:.3g}"))
-        if len(self.seen) < self.every and self.iter + 1 < self.n_iter: return
+        every = self.every or (1 if self.loss.device.type == "cpu" else 50)
+        if len(self.seen) < every and self.iter + 1 < self.n_iter: return
         losses, places = zip(*self.seen)
         self.seen = []
         for loss, where in zip(torch.stack(losses).tolist(), places):

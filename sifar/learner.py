@@ -77,7 +77,7 @@ def get_learner(dls, cfg, path="."):
 def run_callbacks(learn, cfg, bar):
     "The callbacks of a training run that is kept in the folder `learn.path`; `bar` shows its progress."
     save_best = [SaveBest()] if len(learn.dls.valid) else []            # else nothing is chosen: the last weights count
-    return [SeedEpochs(cfg.seed), StopOnNaN(every=1 if learn.dls.device.type == "cpu" else 50), StopOnSignal(), RunLog(bar), *save_best, SaveLast(), *trackers(learn, cfg)]
+    return [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), RunLog(bar), *save_best, SaveLast(), *trackers(learn, cfg)]
 
 
 def trackers(learn, cfg):
