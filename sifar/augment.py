@@ -7,6 +7,7 @@ import numpy as np
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")       # its import asks the network for a newer version otherwise
 
 import albumentations as A
+import cv2
 
 
 class Cutout(A.ImageOnlyTransform):
@@ -33,6 +34,9 @@ def get_tfms(aug="standard", sz=32, mirror=True, fill=(0, 0, 0)):
 
     `light` leaves out the hole. Before it, `trivial` adds one random change of any strength, `rand` two of up to 9/30 of it.
     https://arxiv.org/abs/2103.10158 https://arxiv.org/abs/1909.13719"""
+    if aug == "weak":
+        pad = sz + 2 * (sz // 16)
+        return A.Compose([A.PadIfNeeded(pad, pad, border_mode=cv2.BORDER_REFLECT_101), A.RandomCrop(sz, sz)])
     pad = sz + 2 * (sz // 8)
     hole = Cutout(sz // 4, fill)
     policies = {"light": [], "standard": [hole], "trivial": [A.OneOf(random_changes(1.0, fill), p=1), hole],

@@ -69,6 +69,7 @@ class SeedEpochs(Callback):
     def before_epoch(self):
         set_seed((self.seed + 1_000_003 * self.epoch) % 2**32)
         self.dls.train.rng = random.Random(f"{self.seed} {self.epoch}")
+        self.dls.train.passes = self.epoch - 1
 
 
 class StopOnNaN(Callback):

@@ -15,14 +15,14 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import UserError
 
-ARCHS = ("resnet8", "resnet10", "resnet18", "resnet34")
+ARCHS = ("resnet8", "resnet10", "resnet18", "resnet34", "sprintnet")
 DATASETS = ("cifar100", "cifar10", "digits")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Train an image classifier with fastai; the whole run goes into one folder."""
-    preset: Literal["standard", "fast", "best", "smoke"] = "standard"
+    preset: Literal["standard", "sprint", "fast", "best", "smoke"] = "standard"
     "recipe that the other flags override"
     dataset: str = "cifar100"
     "cifar100, cifar10, digits, or path of an image folder"
@@ -34,8 +34,8 @@ class TrainConfig:
     "side of the images of a folder, pixels"
     sizes: str | None = None
     "sides while training, stretched over the epochs: 16x2,24,32"
-    aug: Literal["light", "standard", "trivial", "rand"] = "standard"
-    "crop, mirror; Cutout; TrivialAugment or RandAugment"
+    aug: Literal["weak", "light", "standard", "trivial", "rand"] = "standard"
+    "crop (weak: a little) and mirror; then Cutout; TrivialAugment or RandAugment"
     augment: Literal["item", "batch"] = "item"
     "augment each image, or a whole batch where it trains"
     mixup: float = 0.0
@@ -45,7 +45,9 @@ class TrainConfig:
     mix_prob: float = 1.0
     "share of the batches that --mixup and --cutmix mix"
     arch: str = "resnet18"
-    "resnet8, resnet10, resnet18, resnet34 or timm:NAME"
+    "resnet8, resnet10, resnet18, resnet34, sprintnet or timm:NAME"
+    smoothing: float = 0.1
+    "share of the target that all classes get alike"
     epochs: int = 100
     "passes over the training images"
     bs: int = 128
@@ -106,6 +108,7 @@ class TrainConfig:
                 ("mixup", 0 <= self.mixup < float("inf"), "0 or more"),
                 ("cutmix", 0 <= self.cutmix < float("inf"), "0 or more"),
                 ("mix_prob", 0 < self.mix_prob <= 1, "above 0 and at most 1"),
+                ("smoothing", 0 <= self.smoothing < 1, "from 0 to below 1"),
                 ("lr", self.lr is None or self.lr == "auto" or 0 < self.lr < float("inf"), "above 0, or auto"),
                 ("seeds", 1 <= self.seeds <= 100, "between 1 and 100"),
                 ("wd", self.wd is None or 0 <= self.wd < float("inf"), "0 or more"),
@@ -123,7 +126,7 @@ class TrainConfig:
             raise UserError(f"--sizes {self.sizes} is out of range: each has to be between 8 and --sz {self.sz} pixels.")
         if self.resume and (self.seeds > 1 or self.lr_find or self.show_batch or self.profile):
             raise UserError("--resume goes on with one run: leave out --seeds, --lr-find, --show-batch and --profile.")
-        if self.augment == "batch" and self.aug not in ("light", "standard"): raise UserError(f"--augment batch knows --aug light and standard only: --aug {self.aug} takes --augment item.")
+        if self.augment == "batch" and self.aug not in ("weak", "light", "standard"): raise UserError(f"--augment batch knows --aug weak, light and standard only: --aug {self.aug} takes --augment item.")
         if self.bs % 2 and (self.mixup or self.cutmix): raise UserError(f"--mixup and --cutmix mix pairs of images: --bs {self.bs} has to be even.")
 
 
@@ -138,6 +141,7 @@ def parse_sizes(text):
 muon = partial(TrainConfig, valid_pct=0.0, aug="light", augment="batch", bs=512, opt="muon", wd_norm=False, schedule="linear")
 PRESETS = {
     "standard": TrainConfig,
+    "sprint": lambda: muon(preset="sprint", arch="sprintnet", aug="weak", smoothing=0.2, epochs=9, sizes="20x3,24x3,32x3", warmup=0.1),
     "fast": lambda: muon(preset="fast", epochs=18, sizes="16x4,20x4,24x4,28x3,32x3"),
     "best": lambda: muon(preset="best", epochs=60, sizes="16x12,20x12,24x12,28x12,32x12", cutmix=1.0, mix_prob=0.5),
     "smoke": lambda: TrainConfig(preset="smoke", dataset="digits", arch="resnet8", epochs=30, bs=32, warmup=0.2),

@@ -56,23 +56,25 @@ class Augment(Transform):
 
 
 class BatchAugment(Transform):
-    """The standard or light augmentation of `augment.get_tfms` for a whole batch x (n,c,h,w) uint8 at once, on the device where it is.
+    """The standard, light or weak augmentation of `augment.get_tfms` for a whole batch x (n,c,h,w) uint8 at once, on the device where it is.
 
     generator: it draws from this one, on the CPU, so that every device sees the same images."""
     split_idx, order, parameters = 0, 5, ("fill",)          # before IntToFloatTensor; fastai sends the fill where the batches go
 
-    def __init__(self, mirror, fill, hole=True):
+    def __init__(self, mirror, fill, hole=True, weak=False):
         super().__init__()
-        self.mirror, self.hole, self.fill, self.generator = mirror, hole, torch.tensor(fill, dtype=torch.uint8), None
+        self.mirror, self.hole, self.weak, self.fill, self.generator = mirror, hole, weak, torch.tensor(fill, dtype=torch.uint8), None
 
     def encodes(self, x: TensorImage): return TensorImage(self.augment(x.as_subclass(torch.Tensor)))
 
     def augment(self, x):
         n, c, h, w = x.shape
-        highs = 2 * (h // 8) + 1, 2 * (w // 8) + 1, 2, *((h, w) if self.hole else ())
+        far = 16 if self.weak else 8                                            # how far it moves: h // far
+        highs = 2 * (h // far) + 1, 2 * (w // far) + 1, 2, *((h, w) if self.hole else ())
         top, left, mirrored, *hole = send(torch.stack([torch.randint(o, (n, 1), generator=self.generator) for o in highs]), x.device)
         y_at, x_at = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
-        rows, cols = y_at + top - h // 8, x_at + left - w // 8
+        rows, cols = y_at + top - h // far, x_at + left - w // far
+        if self.weak: rows, cols = reflect(rows, h), reflect(cols, w)
         if self.mirror: cols = torch.where(mirrored == 1, cols.flip(1), cols)
         seen = outer(within(rows, h), within(cols, w))
         if hole: seen &= ~outer(within(y_at - hole[0] + h // 8, h // 4), within(x_at - hole[1] + w // 8, w // 4))
@@ -84,11 +86,17 @@ class BatchAugment(Transform):
     def __deepcopy__(self, memo): return self
 
 
+def coins(rows):
+    "0 or 1 for each of `rows`, always the same: a multiplicative hash."
+    return (np.asarray(rows, np.uint32) * np.uint32(2654435761) >> 16 & 1).astype(np.int64)
+
+
 def send(x, device):
     "`x` on `device`; neither side waits for the other if that is a GPU."
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
+def reflect(at, length): return (length - 1) - ((length - 1) - at.abs()).abs()
 def within(at, length): return (at >= 0) & (at < length)
 def outer(rows, cols): return rows[:, :, None] & cols[:, None, :]
 
@@ -96,7 +104,9 @@ def outer(rows, cols): return rows[:, :, None] & cols[:, None, :]
 class ArrayDL(TfmdDL):
     """A TfmdDL that reads, augments and collates the rows of an array a whole batch at a time.
 
-    The random numbers of a batch follow from the epoch's seed and its first row: they do not depend on the number of workers."""
+    The random numbers of a batch follow from the epoch's seed and its first row: they do not depend on the number of workers.
+    alternate: each image is mirrored in every second epoch, half of them first; `passes` counts the epochs."""
+    alternate, passes = False, -1
 
     def __getstate__(self): return {**self.__dict__, **({"after_batch": None} if get_spawning_popen() else {})}        # no tensor of a GPU goes to a worker
 
@@ -104,6 +114,7 @@ class ArrayDL(TfmdDL):
 
     def before_iter(self):
         super().before_iter()
+        self.passes += 1
         self.epoch_seed = self.rng.getrandbits(31)
         for o in self.after_batch.fs:
             if isinstance(o, BatchAugment): o.generator = torch.Generator().manual_seed(self.epoch_seed)
@@ -117,6 +128,9 @@ class ArrayDL(TfmdDL):
         "The batch of `rows`: x (n,3,sz,sz) uint8 in channels-last memory, and y (n,) where the data set has labels; on the device, unless a worker makes it."
         data = self.dataset.tls[0].tfms[0].data
         x = data.images[rows]
+        if self.alternate and self.dataset.split_idx == 0:
+            turned = coins(rows) ^ (self.passes & 1) == 1
+            x[turned] = x[turned, :, ::-1]
         if self.dataset.split_idx == 0: self.augment(x, rows[0])
         device = self.device if self.device and not get_worker_info() else torch.device("cpu")
         x = TensorImage(send(torch.from_numpy(x), device).permute(0, 3, 1, 2))
@@ -159,12 +173,13 @@ def make_dls(cfg, data, stats):
         get_x=ReadImage(data, cfg.sz), get_y=ReadLabel(data),
         splitter=IndexSplitter(range(len(data.train), len(rows))),
         item_tfms=Augment(item_tfms(cfg, data.mirrored, fill)),
-        batch_tfms=[Normalize.from_stats(mean, std, cuda=False), *([BatchAugment(data.mirrored, fill, hole=cfg.aug == "standard")] if cfg.augment == "batch" else [])],
+        batch_tfms=[Normalize.from_stats(mean, std, cuda=False), *([BatchAugment(data.mirrored and cfg.aug != "weak", fill, hole=cfg.aug == "standard", weak=cfg.aug == "weak")] if cfg.augment == "batch" else [])],
         dl_type=ArrayDL)
     bs = min(cfg.bs, len(data.train))
     if cfg.mixup or cfg.cutmix: bs -= bs % 2                # timm mixes pairs
     dls = block.dataloaders(rows, bs=bs, num_workers=cfg.workers, device="cpu")
     dls.loaders.append(dls.test_dl(data.test.tolist(), with_labels=True, rm_type_tfms=0))
+    dls.train.alternate = data.mirrored and cfg.aug == "weak"
     dls.train.rng, dls.data, dls.stats = random.Random(cfg.seed), data, stats
     return dls
 

@@ -52,18 +52,20 @@ def check_machine(cfg):
 
 
 def get_learner(dls, cfg, path="."):
-    "A Learner on `dls` as `cfg` says: label smoothing 0.1, its optimizer, callbacks that change the training, top-1 and top-5 accuracy."
+    "A Learner on `dls` as `cfg` says: label smoothing, its optimizer, callbacks that change the training, top-1 and top-5 accuracy."
     device = pick_device(cfg.device)
     if device.type == "cpu": keep_memory()
     else: torch.backends.cudnn.benchmark = True         # batches come in few sizes
     set_seed(cfg.seed)
     sizes = parse_sizes(cfg.sizes) if cfg.sizes else []
-    model = get_model(cfg.arch, dls.c, (cfg.sz, *sizes), zero_init=cfg.opt != "muon").to(device)      # Muon would turn the filters of such blocks by noise
+    model = get_model(cfg.arch, dls.c, (cfg.sz, *sizes), zero_init=cfg.opt != "muon")      # Muon would turn the filters of such blocks by noise
+    if hasattr(model, "whitening"): model.whitening.fit(sample_images(dls))
+    model.to(device)
     dls.to(device)
     dtype = pick_precision(cfg.precision, device)
     return Learner(
         dls, model, path=path, **get_opt(cfg, dtype),
-        loss_func=LabelSmoothingCrossEntropy(eps=0.1),
+        loss_func=LabelSmoothingCrossEntropy(eps=cfg.smoothing),
         metrics=[accuracy, partial(top_k_accuracy, k=min(5, dls.c))],
         cbs=[*filter(None, (
             device.type != "mps" and ChannelsLast(),
@@ -72,6 +74,14 @@ def get_learner(dls, cfg, path="."):
             (cfg.mixup or cfg.cutmix) and Mix(cfg.mixup, cfg.cutmix, cfg.mix_prob),
             cfg.ema and EMA(cfg.ema),
             cfg.clip and GradientClip(cfg.clip)))])
+
+
+def sample_images(dls, n=5000):
+    "Up to `n` training images of all classes, normalised: (n,3,h,w)."
+    rows = dls.data.train
+    x = torch.from_numpy(dls.data.images[rows[::max(1, len(rows) // n)]]).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(o).view(3, 1, 1) for o in dls.stats)
+    return (x / 255 - mean) / std
 
 
 def run_callbacks(learn, cfg, bar):

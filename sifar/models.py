@@ -1,4 +1,6 @@
-"""ResNets for small images, by name, and timm's models fitted to small images."""
+"""ResNets and a SprintNet for small images, by name, and timm's models fitted to small images."""
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .config import ARCHS, nearest
@@ -56,10 +58,71 @@ class ResNet(nn.Module):
     def forward_head(self, x): return self.head(x)
 
 
+class Whitening(nn.Module):
+    """Patches of 2x2 pixels whose principal components have equal variance, and their negatives: (n,3,h,w) -> (n,24,h-1,w-1).
+
+    The filters are computed from images once and stay as they are; only a bias is trained. https://arxiv.org/abs/2404.00498"""
+    filters: torch.Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("filters", torch.randn(24, 3, 2, 2))
+        self.bias = nn.Parameter(torch.zeros(24))
+
+    def fit(self, x, eps=5e-4):
+        "Compute the filters from images x (n,3,h,w), normalised."
+        patches = F.unfold(x.float(), 2).transpose(1, 2).reshape(-1, 12)
+        variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (directions / (variances + eps).sqrt()).T.reshape(12, 3, 2, 2)
+        self.filters.copy_(torch.cat((filters, -filters)))
+
+    def forward(self, x): return F.conv2d(x, self.filters, self.bias)
+
+
+class SprintBlock(nn.Module):
+    "Two 3x3 convolutions, half the side after the first: (n,ni,h,w) -> (n,nf,h//2,w//2)."
+
+    def __init__(self, ni, nf):
+        super().__init__()
+        self.conv1, self.bn1 = conv3x3(ni, nf), centre(nf)
+        self.conv2, self.bn2 = conv3x3(nf, nf), centre(nf)
+        self.pool, self.act = nn.MaxPool2d(2), nn.GELU()
+        for conv in (self.conv1, self.conv2): nn.init.dirac_(conv.weight[:conv.in_channels])       # the first filters copy their channel
+
+    def forward(self, x):
+        x = self.act(self.bn1(self.pool(self.conv1(x))))
+        return self.act(self.bn2(self.conv2(x)))
+
+
+def centre(nf):
+    "BatchNorm of `nf` channels without a learned scale, whose statistics follow a short training."
+    bn = nn.BatchNorm2d(nf, momentum=0.4)
+    bn.weight.requires_grad_(False)
+    return bn
+
+
+class SprintNet(nn.Module):
+    """A network for trainings of minutes: whitened pixels, three blocks of two convolutions, the largest of each feature: (n,3,h,w) -> (n,n_out).
+
+    Made after those that are trained on CIFAR-10 in seconds, wider for more classes. https://arxiv.org/abs/2404.00498"""
+
+    def __init__(self, n_out, widths=(64, 256, 768)):
+        super().__init__()
+        self.whitening = Whitening()
+        self.blocks = nn.Sequential(*(SprintBlock(ni, nf) for ni, nf in zip((24, *widths), widths)))
+        self.num_features = widths[-1]
+        self.head = nn.Linear(self.num_features, n_out, bias=False)
+
+    def forward(self, x): return self.forward_head(self.forward_features(x))
+    def forward_features(self, x): return self.blocks(F.gelu(self.whitening(x)))
+    def forward_head(self, x): return self.head(x.amax((2, 3))) / 9         # the largest of a feature is far from its mean
+
+
 def get_model(arch, n_out, sizes=(32,), zero_init=True):
     "The model `arch` with `n_out` outputs for images of these sizes, pixels; `zero_init` is for our ResNets. Errors: UserError for what it cannot be."
     check_arch(arch)
     if arch.startswith("timm:"): return timm_model(arch.removeprefix("timm:"), n_out, sizes)
+    if arch == "sprintnet": return SprintNet(n_out)
     return ResNet(*WIDTHS[arch], n_out, zero_init)
 
 
@@ -73,7 +136,6 @@ def check_arch(arch):
 def timm_model(name, n_out, sizes):
     "timm's model `name`; a 7x7 stem and the max-pool behind it become a 3x3 convolution at full size."
     import timm
-    import torch
     fixed = timm.get_pretrained_cfg(name, allow_unregistered=True)
     try:
         model = timm.create_model(name, num_classes=n_out, **({"img_size": sizes[0]} if fixed and fixed.fixed_input_size else {}))

@@ -210,6 +210,15 @@ def mixed(**kwargs):
     return got, learn
 
 
+def test_smoothing_is_the_share_that_all_classes_get_alike():
+    dls = get_dls(TrainConfig(dataset="digits", arch="resnet8"))
+    losses = [get_learner(dls, TrainConfig(dataset="digits", arch="resnet8", smoothing=o)).loss_func for o in (0.0, 0.3)]
+    pred, targ = torch.randn(8, 10), torch.arange(8)
+    none, some = (o(pred, targ) for o in losses)
+    assert torch.allclose(none, -pred.log_softmax(1)[range(8), targ].mean())
+    assert torch.allclose(some, 0.7 * none - 0.3 * pred.log_softmax(1).mean())
+
+
 def smoothed(y, n=10, eps=0.1): return torch.nn.functional.one_hot(y.as_subclass(torch.Tensor), n) * (1 - eps) + eps / n
 
 

@@ -52,7 +52,7 @@ def test_data_comes_from_the_environment(monkeypatch):
     (["--epochs", "ten"], "--epochs: invalid literal for int() with base 10: 'ten'"), (["--nonsense", "1"], "--nonsense"), (["--preset", "huge"], "huge"),
     (["--precision", "int4"], "int4"), (["--arch", "timm:resnet18x"], "did you mean resnet18"), (["--arch", "timm:"], "Unknown timm model ''"),
     (["--sizes", "16x2,big"], "--sizes '16x2,big' is no list of sizes"), (["--sizes", ""], "is no list of sizes"), (["--sizes", "16,64"], "between 8 and --sz 32"),
-    (["--mixup", "-1"], "--mixup"), (["--mix-prob", "0"], "--mix-prob 0.0"), (["--cutmix", "nan"], "--cutmix nan"), (["--ema", "1"], "--ema 1.0"), (["--clip", "0"], "--clip 0.0"),
+    (["--mixup", "-1"], "--mixup"), (["--smoothing", "1"], "--smoothing 1.0"), (["--mix-prob", "0"], "--mix-prob 0.0"), (["--cutmix", "nan"], "--cutmix nan"), (["--ema", "1"], "--ema 1.0"), (["--clip", "0"], "--clip 0.0"),
     (["--augment", "batch", "--aug", "rand"], "--aug rand takes --augment item"), (["--bs", "33", "--mixup", "1"], "--bs 33 has to be even"),
     (["--device", "cpu:1"], "--device cpu:1 is not on this machine"),
 ])

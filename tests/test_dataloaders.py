@@ -203,3 +203,29 @@ def test_a_run_that_augments_batches_is_exported_without_that(tmp_path):
     learn.export("l.pkl")
     loaded = load_learner(tmp_path / "l.pkl")
     with loaded.no_bar(): assert torch.allclose(loaded.predict(image)[2], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("augment", ["item", "batch"])
+def test_weak_mirrors_each_image_in_every_second_epoch_and_moves_it_by_2_pixels(tmp_path, tiny_cifar, augment):
+    write_cifar(tmp_path, "cifar100")
+    cfg = TrainConfig(data=str(tmp_path), arch="resnet8", aug="weak", augment=augment, bs=20)
+    dls = get_dls(cfg)
+    rows, (mean, std) = dls.data.train[:20], (torch.tensor(o).view(3, 1, 1) for o in dls.stats)
+
+    def seen():
+        dls.train.before_iter()
+        x = dls.after_batch(dls.train.read(rows.tolist()))[0] if augment == "batch" else dls.train.read(rows.tolist())[0]
+        return (x * std + mean) * 255 if augment == "batch" else x
+
+    def place(out, image):
+        "How far `out` is moved, and whether it is mirrored."
+        padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), "reflect")
+        for mirrored in (False, True):
+            for y, x in np.ndindex(5, 5):
+                crop = padded[y:y + 32, x:x + 32][:, ::-1 if mirrored else 1]
+                if np.abs(out - crop).max() < 1: return y, x, mirrored
+
+    first, second, third = ([place(o.permute(1, 2, 0).float().numpy(), dls.data.images[r]) for o, r in zip(seen(), rows)] for _ in range(3))
+    mirrored = [[o[2] for o in epoch] for epoch in (first, second, third)]
+    assert mirrored[0] == mirrored[2] == [not o for o in mirrored[1]] and 3 < sum(mirrored[0]) < 17
+    assert len({o[:2] for o in first + second + third}) > 15

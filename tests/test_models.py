@@ -13,10 +13,11 @@ def test_parameter_counts():
     assert params(get_model("resnet18", 100)) == 11_220_132
     assert params(get_model("resnet18", 10)) == 11_173_962
     assert params(get_model("resnet34", 100)) == 21_328_292
-    assert set(ARCHS) == set(WIDTHS)
+    assert params(get_model("sprintnet", 100)) == 7_947_032
+    assert set(ARCHS) == {*WIDTHS, "sprintnet"}
 
 
-@pytest.mark.parametrize("arch", ["resnet8", "resnet10"])
+@pytest.mark.parametrize("arch", ["resnet8", "resnet10", "sprintnet"])
 @pytest.mark.parametrize("sz", [16, 32, 48])
 def test_any_size_gives_one_row_of_logits_an_image(arch, sz): assert get_model(arch, 7)(torch.randn(2, 3, sz, sz)).shape == (2, 7)
 
@@ -25,6 +26,16 @@ def test_the_stem_keeps_the_full_size():
     model = get_model("resnet10", 10)
     x = model.stem(torch.randn(1, 3, 32, 32))
     assert x.shape == (1, 64, 32, 32) and model.blocks(x).shape == (1, 512, 4, 4)
+
+
+def test_whitened_patches_vary_alike_in_every_direction():
+    whitening = get_model("sprintnet", 10).whitening
+    x = torch.randn(64, 3, 1, 1) + 0.3 * torch.randn(64, 3, 16, 16)         # pixels beside each other are much alike
+    whitening.fit(x)
+    out = whitening(x)[:, :12].transpose(0, 1).flatten(1)
+    assert torch.allclose(out @ out.T / out.shape[1], torch.eye(12), atol=0.02)
+    assert torch.equal(whitening(x)[:, 12:], -whitening(x)[:, :12])
+    assert not any("filters" in name for name, _ in whitening.named_parameters()), "they are not trained"
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "vit_tiny_patch16_224", "mobilenetv3_small_050"])

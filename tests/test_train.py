@@ -177,7 +177,7 @@ def test_a_run_whose_folder_is_removed_ends_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("options", [
-    ("--opt", "muon", "--sizes", "16x2,24,32", "--ema", "0.9", "--augment", "batch", "--mixup", "0.4", "--cutmix", "1", "--mix-prob", "0.7", "--schedule", "linear"),
+    ("--opt", "muon", "--sizes", "16x2,24,32", "--ema", "0.9", "--augment", "batch", "--aug", "weak", "--smoothing", "0.2", "--mixup", "0.4", "--cutmix", "1", "--mix-prob", "0.7", "--schedule", "linear"),
     ("--opt", "adamw", "--no-wd-norm", "--aug", "trivial", "--clip", "1", "--valid-pct", "0", "--ema", "0.9")])
 def test_every_option_is_resumed_to_the_same_weights(tmp_path, options):
     run(*SMALL, *options, "--runs", tmp_path, "--name", "whole")
