@@ -1,0 +1,77 @@
+"""Trainings by several settings one after another in one process, the data read once: a row of a CSV file as each one ends.
+
+    python -m bench.sweep sweep.csv --preset fast --seeds 7 8 -- "" "--ema 0.999" "--cutmix 1 --mix-prob 0.5"
+
+Each quoted text has flags of train.py. What has a row already is left out, so a sweep that broke off goes on. A tenth of the training
+images is held out (--valid-pct 0.1), and the test set is not looked at."""
+import argparse
+import csv
+import io
+import shlex
+import tempfile
+import time
+from pathlib import Path
+
+from sifar.config import parse_args
+from sifar.terminal import log, log_to_screen, quiet_imports
+
+COLUMNS = "flags", "seed", "top1", "top5", "loss", "train_loss", "seconds", "images_per_second"
+
+
+def fit(cfg, data):
+    "Train by `cfg` on the ImageData `data`: what its last epoch gave, top1 and top5 in percent, and its seconds in all."
+    from sifar.callbacks import RunLog, SeedEpochs, StopOnNaN
+    from sifar.dataloaders import make_dls
+    from sifar.learner import get_learner
+    from sifar.terminal import progress
+
+    dls = make_dls(cfg, data, data.stats())
+    with tempfile.TemporaryDirectory() as path, progress() as bar:
+        learn = get_learner(dls, cfg, path=Path(path))
+        cbs = [SeedEpochs(cfg.seed), StopOnNaN(), RunLog(bar)]
+        start = time.perf_counter()
+        with learn.no_bar():
+            learn.fit_warmup_cosine(cfg.epochs, warmup=cfg.warmup * cfg.epochs, cbs=cbs, fall=cfg.schedule)
+    last = learn.history[-1]
+    return {"top1": 100 * last["top1"], "top5": 100 * last["top5"], "loss": last["valid_loss"],
+            "train_loss": last["train_loss"], "seconds": time.perf_counter() - start,
+            "images_per_second": last["images_per_second"]}
+
+
+def read_rows(path):
+    "The rows of a sweep that are there already."
+    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+
+
+def add_row(path, row):
+    new = not path.exists()
+    with path.open("a", newline="") as f:
+        writer = csv.DictWriter(f, COLUMNS)
+        if new: writer.writeheader()
+        writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("csv", type=Path)
+    parser.add_argument("--preset", default="fast")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[7])
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no training after so long")
+    parser.add_argument("flags", nargs="+", help="settings of a training, each as one quoted text")
+    args = parser.parse_args()
+    quiet_imports()
+    log_to_screen()
+    from sifar.datasets import load_data
+
+    start, data = time.monotonic(), {}
+    done = {(o["flags"], int(o["seed"])) for o in read_rows(args.csv)}
+    for flags, seed in ((f, s) for f in args.flags for s in args.seeds if (f, s) not in done):
+        if time.monotonic() - start > 60 * args.minutes: return
+        cfg = parse_args(["--preset", args.preset, "--valid-pct", "0.1", *shlex.split(flags), "--seed", str(seed)])
+        log.info("%s, seed %d", flags or "as the preset says", seed)
+        split = cfg.dataset, cfg.seed, cfg.valid_pct
+        if split not in data: data[split] = load_data(cfg)
+        add_row(args.csv, {"flags": flags, "seed": seed, **fit(cfg, data[split])})
+
+
+if __name__ == "__main__": main()
