@@ -41,19 +41,25 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for i, (group, scale) in enumerate(zip(self.param_groups, self.scales)):
-            for p in group["params"]:
-                if p.grad is None: continue
-                update = self.nesterov(p, p.grad if i == 0 else p.grad + group["weight_decay"] * p, group["momentum"])
-                if i == 0:
-                    p.mul_(len(p) ** 0.5 / (p.norm() + 1e-7))
-                    update = orthogonalize(update.flatten(1), self.dtype).view_as(update)
-                p.sub_(update, alpha=scale * group["lr"])
+            ps = [p for p in group["params"] if p.grad is not None]
+            grads = [p.grad for p in ps]
+            if not ps: continue
+            if i: grads = list(torch._foreach_add(grads, ps, alpha=group["weight_decay"]))
+            updates = self.nesterov(ps, grads, group["momentum"])
+            if i == 0:
+                roots = [len(p) ** 0.5 / (norm + 1e-7) for p, norm in zip(ps, torch._foreach_norm(ps))]
+                torch._foreach_mul_(ps, roots)
+                updates = [orthogonalize(o.flatten(1), self.dtype).view_as(o) for o in updates]
+            torch._foreach_sub_(ps, updates, alpha=scale * group["lr"])
 
-    def nesterov(self, p, grad, mom):
-        state = self.state[p]
-        if "momentum_buffer" not in state: state["momentum_buffer"] = torch.zeros_like(p)
-        state["momentum_buffer"].mul_(mom).add_(grad)
-        return grad + mom * state["momentum_buffer"]
+    def nesterov(self, ps, grads, mom):
+        "The updates of `ps`: all of them by a few kernels, as starting one takes a GPU's host longer than what it computes."
+        for p in ps:
+            if "momentum_buffer" not in self.state[p]: self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in ps]
+        torch._foreach_mul_(buffers, mom)
+        torch._foreach_add_(buffers, grads)
+        return torch._foreach_add(grads, buffers, alpha=mom)
 
 
 def split_norms(model):
