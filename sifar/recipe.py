@@ -9,8 +9,9 @@ import json
 import pickle
 import re
 import struct
-import unicodedata
+import threading
 import zipfile
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from fastai.torch_core import rank_distrib
 from fastcore.all import first
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .dataloaders import ReadImage, empty_dls
 from .errors import UserError
@@ -32,10 +34,9 @@ from .models import get_model
 
 FORMAT = 1                              # of the recipe; a change that older versions cannot read makes it 2
 FIELDS = {"format", "arch", "size", "classes", "superclasses", "mean", "std"}
-MAX_JSON = 4 * 2**20                    # bytes; Python's objects for it take some 25 times as much
+MAX_JSON = 2**20                        # bytes; Python's objects for it may take 50 times as much
 MAX_CLASSES, MAX_NAME = 100_000, 255
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}        # as safetensors calls them
-BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")       # make text be read in another order
 
 MEMBERS = {"data.pkl", "data/0", "byteorder", "version", ".data/serialization_id"}      # what torch.save writes
 SINCE_TORCH_2_7 = {".format_version", ".storage_alignment"}
@@ -122,7 +123,7 @@ def restore(text, weights):
 def build(text, weights):
     recipe = read_json(text)
     check_recipe(recipe)
-    tensors = read_weights(weights, plan(recipe))
+    tensors = read_weights(weights, recipe)
     arch, sz, vocab = recipe["arch"], recipe["size"], recipe["classes"]
     model = get_model(arch, len(vocab), (sz,)).to(weights.device)
     model.load_state_dict(tensors)
@@ -131,7 +132,7 @@ def build(text, weights):
                          metrics=[accuracy, partial(top_k_accuracy, k=min(5, len(vocab)))])
 
 
-def read_json(text):
+def read_json(text, most=MAX_JSON):
     "What a JSON text of a stranger says. Errors: UserError, also for duplicate keys and for numbers that no recipe needs."
     def number(kind, digits):
         if len(digits) > 40: raise ValueError("a number is too long")
@@ -142,7 +143,7 @@ def read_json(text):
         return dict(pairs)
 
     def constant(name): raise ValueError(f"{name} is no number")
-    need(type(text) is str and len(text) <= MAX_JSON, "its JSON is too large, or no text")
+    need(type(text) is str and len(text) <= most, "its JSON is too large, or no text")
     try: return json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_int=partial(number, int), parse_float=partial(number, float))
     except (ValueError, RecursionError) as e: raise UserError("it holds damaged JSON") from e
 
@@ -164,14 +165,9 @@ def check_recipe(recipe):
 
 
 def are_names(o):
-    "Whether `o` is a list of short texts that neither end a line nor change how the text around them is shown."
+    "Whether `o` is a list of short texts without line breaks, controls or marks that turn the direction of writing."
     if type(o) is not list or not 1 <= len(o) <= MAX_CLASSES: return False
-    return all(type(v) is str and 1 <= len(v) <= MAX_NAME and not any(map(is_unfit, v)) for v in o)
-
-
-def is_unfit(c):
-    "Whether a character is a control, half of a surrogate pair, a line break, or changes the direction of writing."
-    return c in BIDI or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
+    return all(type(v) is str and 1 <= len(v) <= MAX_NAME and v.isprintable() for v in o)
 
 
 def plan(recipe):
@@ -189,17 +185,36 @@ def shapes(state):
     return {k: (DTYPES.get(v.dtype), list(v.shape)) for k, v in state.items()}
 
 
-def read_weights(weights, model):
-    "The tensors of a safetensors file, a uint8 tensor, by name. Errors: UserError unless they are just those of `model`, before they take memory."
-    need(isinstance(weights, torch.Tensor) and weights.dtype == torch.uint8 and weights.ndim == 1, "its weights are no safetensors file")
+def read_weights(weights, recipe):
+    "The tensors of a safetensors file, a uint8 tensor, by name. Errors: UserError unless they are just those of the model, before they take memory."
+    ok = isinstance(weights, torch.Tensor) and weights.dtype == torch.uint8 and weights.ndim == 1
+    need(ok, "its weights are no safetensors file")
     content = weights.cpu().numpy().tobytes()
     size = int.from_bytes(content[:8], "little")
     need(size <= min(MAX_JSON, len(content) - 8), "its weights are no safetensors file")
     header = read_json(content[8:8 + size].decode(errors="replace"))
     need(type(header) is dict and all(type(o) is dict for o in header.values()), "its weights are no safetensors file")
-    need({k: (o.get("dtype"), o.get("shape")) for k, o in header.items()} == shapes(model.state_dict()), "its weights are not those of the architecture that it names")
+    with limit_parameters(2 * len(header), len(content) // 2): wanted = shapes(plan(recipe).state_dict())
+    found = {k: (o.get("dtype"), o.get("shape")) for k, o in header.items()}
+    need(found == wanted, "its weights are not those of the architecture that it names")
     try: return load(content)
     except SafetensorError as e: raise UserError("its weights are damaged") from e
+
+
+@contextmanager
+def limit_parameters(tensors, numbers):
+    """Let no model be made, in this thread, that has more parameters than this, or far more layers: a UserError ends that early.
+
+    Even without memory, the layers of a large model take seconds. Some models make layers that they then replace."""
+    left, thread = [tensors + 50, numbers + 1_000_000], threading.get_ident()
+
+    def count(module, name, parameter):
+        if parameter is None or threading.get_ident() != thread: return
+        left[:] = left[0] - 1, left[1] - parameter.numel()
+        need(min(left) >= 0, "its weights are not those of the architecture that it names, which has more")
+    handle = register_module_parameter_registration_hook(count)
+    try: yield
+    finally: handle.remove()
 
 
 # ---- files ----
@@ -227,7 +242,7 @@ def read_about(path):
     file = path.with_name("model.json")
     if not file.is_file(): return {}
     try:
-        with open(file, encoding="utf-8") as f: about = read_json(f.read(MAX_JSON + 1))
+        with open(file, encoding="utf-8") as f: about = read_json(f.read(2 * MAX_JSON + 1), 2 * MAX_JSON)        # it is indented, and says more
         need(type(about) is dict and type(about.get("sha256")) is str, "it has no SHA-256")
     except (UserError, UnicodeDecodeError) as e: raise UserError(f"{file} is damaged: export the run again, or delete it.") from e
     return about
@@ -246,7 +261,7 @@ def read_file(content):
     start = len(BEFORE_TEXT) + 4
     end = start + int.from_bytes(pickled[start - 4:start], "little")
     text = pickled[start:end]
-    need(text.isascii() and pickled == pickle_of(text, len(stored)), "its pickle is not of the one form that a learner file has")
+    need(stored and text.isascii() and pickled == pickle_of(text, len(stored)), "its pickle is not of the one form that a learner file has")
     return text.decode(), torch.frombuffer(bytearray(stored), dtype=torch.uint8)
 
 
