@@ -1,7 +1,7 @@
-"""A learner file is a recipe, which is JSON, and weights, which are safetensors: written by learn.export(), read without an unpickler.
+"""A learner file is a recipe (JSON) and weights (safetensors), which no unpickler has to read.
 
-A stranger may have written it, so all of it is checked here: the form of the file, then the recipe, then whether the weights are just
-those of the model that the recipe names. Only then is that model made."""
+A stranger may have written it, so all of it is checked here: the form of the file, then the recipe, then
+whether the weights are just those of the model that the recipe names. Only then is that model made."""
 import copy
 import hashlib
 import io
@@ -36,16 +36,21 @@ FORMAT = 1                              # of the recipe; a change that older ver
 FIELDS = {"format", "arch", "size", "classes", "superclasses", "mean", "std"}
 MAX_JSON = 2**20                        # bytes; Python's objects for it may take 50 times as much
 MAX_CLASSES, MAX_NAME = 100_000, 255
-DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}        # as safetensors calls them
+MAX_FILE = 2**33                        # bytes
+# the types of weights and their names in safetensors
+DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}
 
-MEMBERS = {"data.pkl", "data/0", "byteorder", "version", ".data/serialization_id"}      # what torch.save writes
+MEMBERS = {"data.pkl", "data/0", "byteorder", "version", ".data/serialization_id"}     # by torch.save
 SINCE_TORCH_2_7 = {".format_version", ".storage_alignment"}
-OLD = b"\x80\x02cfastai.learner\nLearner\n"                                             # so begins a file of sifar 0.1
+OLD = b"\x80\x02cfastai.learner\nLearner\n"            # so begins the pickle of sifar 0.1
 BEFORE_TEXT = b"\x80\x02c%b\nrestore\nq\0X" % __name__.encode()
+
+# what zipfile makes of damaged files (RuntimeError: of encrypted ones)
+DAMAGED = (zipfile.BadZipFile, struct.error, ValueError, OverflowError, EOFError, OSError, RuntimeError)
 
 
 class RecipeLearner(Learner):
-    "fastai's Learner for the model `arch`; what `export` writes of it is the recipe to make it again, and its weights."
+    "fastai's Learner of the model `arch`, which is exported as the recipe to make it again, and its weights."
 
     def __init__(self, dls, model, arch, **kwargs):
         super().__init__(dls, model, **kwargs)
@@ -55,8 +60,8 @@ class RecipeLearner(Learner):
 
     def __deepcopy__(self, memo):
         "A copy of all that it has, its data too: not what a file would hold."
-        new = memo[id(self)] = object.__new__(type(self))
-        vars(new).update(copy.deepcopy(self.__getstate__(), memo))
+        new = memo[id(self)] = type(self).__new__(type(self))
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return new
 
     def export(self, fname="export.pkl", pickle_module=pickle, pickle_protocol=2):
@@ -64,7 +69,7 @@ class RecipeLearner(Learner):
 
         Errors: UserError where the model or its data are not what the recipe would make again."""
         if rank_distrib(): return               # of several processes the first writes
-        if pickle_protocol != 2: raise UserError(f"export writes pickle_protocol=2, fastai's default, not {pickle_protocol}: leave it out.")
+        need(pickle_protocol == 2, f"export writes pickle_protocol=2, not {pickle_protocol}: leave it out.")
         file = io.BytesIO()
         torch.save(self, file, pickle_module, pickle_protocol)
         write_file(self.path / fname, file.getbuffer())
@@ -78,44 +83,66 @@ def need(ok, what):
 # ---- from a learner ----
 
 def take_apart(learn):
-    "The recipe of `learn`, JSON text, and its weights, a safetensors file as a uint8 tensor. Errors: UserError for what was changed by hand."
+    """The recipe of `learn` as JSON text, and its weights: a safetensors file as a uint8 tensor.
+
+    Errors: UserError where the recipe would not make this learner again, as something was changed by hand."""
     try:
         recipe = get_recipe(learn)
         check_recipe(recipe)
         check_view(learn, recipe)
-        wanted = plan(recipe)
-        need(repr(learn.model) == repr(wanted), f"its model is not the {recipe['arch']} that its settings make: it was changed by hand")
-        state = {k: v.detach().cpu().contiguous().clone() for k, v in learn.model.state_dict().items()}        # clone: nothing is shared
-        need(shapes(state) == shapes(wanted.state_dict()), f"its weights are not those of a {recipe['arch']}: they were changed by hand")
-    except UserError as e: raise UserError(f"This learner cannot be exported: {e.text}. (torch.save(learn.model.state_dict(), FILE) keeps the weights alone.)") from e
-    return json.dumps(recipe), torch.frombuffer(bytearray(save(state)), dtype=torch.uint8)
+        weights = get_weights(learn.model, recipe)
+    except UserError as e:
+        instead = "torch.save(learn.model.state_dict(), FILE) keeps the weights alone"
+        raise UserError(f"This learner cannot be exported: {e.text}. ({instead}.)") from e
+    return json.dumps(recipe), weights
 
 
 def get_recipe(learn):
     "What it takes to make `learn` again but its weights, as a dictionary of plain values."
     dl = learn.dls.valid
-    reader = first(o for o in getattr(dl.dataset, "tls", [[]])[0].tfms if isinstance(o, ReadImage))
+    tfms = dl.dataset.tls[0].tfms if hasattr(dl.dataset, "tls") else []
+    reader = first(o for o in tfms if isinstance(o, ReadImage))
     normalize = first(o for o in dl.after_batch.fs if isinstance(o, Normalize))
     need(reader and normalize, "its data is not of get_dls")
-    return {"format": FORMAT, "arch": learn.arch, "size": reader.sz, "classes": list(learn.dls.vocab), "superclasses": reader.data.superclasses,
-            "mean": normalize.mean.flatten().tolist(), "std": normalize.std.flatten().tolist()}
+    return {
+        "format": FORMAT,
+        "arch": learn.arch,
+        "size": reader.sz,
+        "classes": list(learn.dls.vocab),
+        "superclasses": reader.data.superclasses,
+        "mean": normalize.mean.flatten().tolist(),
+        "std": normalize.std.flatten().tolist(),
+    }
+
+
+def get_weights(model, recipe):
+    "The state of `model` as a safetensors file. Errors: UserError where it is not the model of the recipe."
+    wanted, arch = plan(recipe), recipe["arch"]
+    # the text of a model has all layers and their settings, but for example no hooks
+    need(repr(model) == repr(wanted), f"its model is not the {arch} of its settings: it was changed by hand")
+    # safetensors takes no two tensors with one memory, which some models of timm have
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    same = shapes(state) == shapes(wanted.state_dict())
+    need(same, f"its weights are not those of a {arch}: they were changed by hand")
+    return torch.frombuffer(bytearray(save(state)), dtype=torch.uint8)
 
 
 def check_view(learn, recipe):
-    "Raise a UserError where the model of `learn` sees something else of a picture than the recipe says: other transforms stand in its data."
+    "Raise a UserError where `learn` does more to a picture, or less, than the recipe says."
     sz = recipe["size"]
     image = np.random.default_rng(0).integers(0, 256, (sz, sz, 3), dtype=np.uint8)
     x, = learn.dls.test_dl([image], rm_type_tfms=0, num_workers=0).one_batch()
     mean, std = (torch.tensor(recipe[o]).view(3, 1, 1) for o in ("mean", "std"))
     want = (torch.from_numpy(image).permute(2, 0, 1) / 255 - mean) / std
-    same = x.shape == (1, 3, sz, sz) and torch.allclose(x[0].cpu().as_subclass(torch.Tensor), want, atol=1e-4)
+    got = x.cpu().as_subclass(torch.Tensor)
+    same = got.shape == (1, 3, sz, sz) and torch.allclose(got[0], want, atol=1e-4)
     need(same, "its data has other transforms than get_dls gives it")
 
 
 # ---- to a learner ----
 
 def restore(text, weights):
-    "The learner that `take_apart` took apart; pickle calls it, with whatever a stranger's file holds. Errors: UserError."
+    "The learner that `take_apart` took apart; unpicklers call it, with anything. Errors: UserError."
     try: return build(text, weights)
     except UserError as e: raise UserError(f"The learner file is refused: {e.text}.") from e
 
@@ -127,13 +154,15 @@ def build(text, weights):
     arch, sz, vocab = recipe["arch"], recipe["size"], recipe["classes"]
     model = get_model(arch, len(vocab), (sz,)).to(weights.device)
     model.load_state_dict(tensors)
-    dls = empty_dls(sz, vocab, recipe["superclasses"], (recipe["mean"], recipe["std"])).to(weights.device)
-    return RecipeLearner(dls, model.eval(), arch, loss_func=LabelSmoothingCrossEntropy(eps=0.1),
-                         metrics=[accuracy, partial(top_k_accuracy, k=min(5, len(vocab)))])
+    stats = recipe["mean"], recipe["std"]
+    dls = empty_dls(sz, vocab, recipe["superclasses"], stats).to(weights.device)
+    metrics = [accuracy, partial(top_k_accuracy, k=min(5, len(vocab)))]
+    loss_func = LabelSmoothingCrossEntropy(eps=0.1)
+    return RecipeLearner(dls, model.eval(), arch, loss_func=loss_func, metrics=metrics)
 
 
 def read_json(text, most=MAX_JSON):
-    "What a JSON text of a stranger says. Errors: UserError, also for duplicate keys and for numbers that no recipe needs."
+    "What a stranger's JSON says. Errors: UserError, also for a key that is there twice, NaN, long numbers."
     def number(kind, digits):
         if len(digits) > 40: raise ValueError("a number is too long")
         return kind(digits)
@@ -144,7 +173,9 @@ def read_json(text, most=MAX_JSON):
 
     def constant(name): raise ValueError(f"{name} is no number")
     need(type(text) is str and len(text) <= most, "its JSON is too large, or no text")
-    try: return json.loads(text, object_pairs_hook=unique, parse_constant=constant, parse_int=partial(number, int), parse_float=partial(number, float))
+    decoder = json.JSONDecoder(object_pairs_hook=unique, parse_constant=constant,
+                               parse_int=partial(number, int), parse_float=partial(number, float))
+    try: return decoder.decode(text)
     except (ValueError, RecursionError) as e: raise UserError("it holds damaged JSON") from e
 
 
@@ -152,20 +183,25 @@ def check_recipe(recipe):
     "Raise a UserError unless every field of `recipe` is of its type and within its bounds."
     need(type(recipe) is dict, "its recipe is none")
     form = recipe.get("format")
-    need(not (type(form) is int and form > FORMAT), "it is of a newer version of sifar: update sifar")
-    need(type(form) is int and form == FORMAT and recipe.keys() == FIELDS, "its recipe has other fields than a recipe has")
+    need(type(form) is int, "its recipe says no format")
+    need(form <= FORMAT, "it is of a newer version of sifar: update sifar")
+    need(form == FORMAT and recipe.keys() == FIELDS, "its recipe has other fields than a recipe has")
     arch, sz, vocab, superclasses = (recipe[o] for o in ("arch", "size", "classes", "superclasses"))
-    need(type(arch) is str and re.fullmatch(r"(timm:)?[A-Za-z0-9_.-]{1,100}", arch), "its architecture has no name of one")
+    named = type(arch) is str and re.fullmatch(r"(timm:)?[A-Za-z0-9_.-]{1,100}", arch)
+    need(named, "its architecture has no name of one")              # whether it is known, get_model says
     need(type(sz) is int and 8 <= sz <= 512, "its image size is not from 8 to 512 pixels")
-    need(are_names(vocab) and len(set(vocab)) == len(vocab), "its class names are no list of different names, in plain characters")
-    need(superclasses is None or are_names(superclasses) and len(superclasses) == len(vocab), "its superclasses are no list of a name for each class")
+    need(are_names(vocab), "its class names are no list of names in plain characters")
+    need(len(set(vocab)) == len(vocab), "its class names are not all different")
+    fit = superclasses is None or are_names(superclasses) and len(superclasses) == len(vocab)
+    need(fit, "its superclasses are no list of a name for each class")
     for key, low in ("mean", 0), ("std", 1e-6):
         o = recipe[key]
-        need(type(o) is list and len(o) == 3 and all(type(v) is float and low <= v <= 1 for v in o), f"its {key} is not three numbers from {low} to 1")
+        three = type(o) is list and [type(v) for v in o] == [float] * 3
+        need(three and all(low <= v <= 1 for v in o), f"its {key} is not three numbers from {low} to 1")
 
 
 def are_names(o):
-    "Whether `o` is a list of short texts without line breaks, controls or marks that turn the direction of writing."
+    "Whether `o` is a list of short texts without line breaks, controls, marks that turn writing round."
     if type(o) is not list or not 1 <= len(o) <= MAX_CLASSES: return False
     return all(type(v) is str and 1 <= len(v) <= MAX_NAME and v.isprintable() for v in o)
 
@@ -186,14 +222,17 @@ def shapes(state):
 
 
 def read_weights(weights, recipe):
-    "The tensors of a safetensors file, a uint8 tensor, by name. Errors: UserError unless they are just those of the model, before they take memory."
+    """The tensors of a safetensors file, a uint8 tensor, by name.
+
+    Errors: UserError, before they take memory, unless they are just those of the recipe's model."""
     ok = isinstance(weights, torch.Tensor) and weights.dtype == torch.uint8 and weights.ndim == 1
     need(ok, "its weights are no safetensors file")
     content = weights.cpu().numpy().tobytes()
     size = int.from_bytes(content[:8], "little")
     need(size <= min(MAX_JSON, len(content) - 8), "its weights are no safetensors file")
     header = read_json(content[8:8 + size].decode(errors="replace"))
-    need(type(header) is dict and all(type(o) is dict for o in header.values()), "its weights are no safetensors file")
+    ok = type(header) is dict and all(type(o) is dict for o in header.values())
+    need(ok, "its weights are no safetensors file")
     with limit_parameters(2 * len(header), len(content) // 2): wanted = shapes(plan(recipe).state_dict())
     found = {k: (o.get("dtype"), o.get("shape")) for k, o in header.items()}
     need(found == wanted, "its weights are not those of the architecture that it names")
@@ -203,10 +242,11 @@ def read_weights(weights, recipe):
 
 @contextmanager
 def limit_parameters(tensors, numbers):
-    """Let no model be made, in this thread, that has more parameters than this, or far more layers: a UserError ends that early.
+    """Let no model be made, in this thread, with far more parameters than this: a UserError ends that early.
 
-    Even without memory, the layers of a large model take seconds. Some models make layers that they then replace."""
-    left, thread = [tensors + 50, numbers + 1_000_000], threading.get_ident()
+    Even without memory the layers of a large model take seconds, so a small file must not ask for them."""
+    thread = threading.get_ident()
+    left = [tensors + 50, numbers + 1_000_000]          # room for models that make layers and replace them
 
     def count(module, name, parameter):
         if parameter is None or threading.get_ident() != thread: return
@@ -220,31 +260,35 @@ def limit_parameters(tensors, numbers):
 # ---- files ----
 
 def load_learner(path):
-    """The learner that is exported to the file `path`, or to learner.pkl in the folder `path`; no unpickler reads it.
+    """The learner that was exported to the file `path`, or to learner.pkl in the folder `path`.
 
-    Errors: UserError for a file that is missing, damaged, no learner, or not the one that the model.json beside it describes."""
+    Errors: UserError where it is missing, damaged, no learner, or not that of the model.json beside it."""
     path = Path(path)
     if path.is_dir(): path = path / "learner.pkl"
     need(path.is_file(), f"{path} is missing: make it with python export.py RUN.")
-    content = path.read_bytes()                                 # what is checked is what is loaded
+    need(path.stat().st_size <= MAX_FILE, f"{path} is larger than any learner.")
+    content = path.read_bytes()                 # what is checked is what is loaded
     about = read_about(path)
-    need(about.get("sha256") in (None, hashlib.sha256(content).hexdigest()),
-         f"{path} is not the file that {path.with_name('model.json')} describes (its SHA-256 differs): it was altered or belongs to another export.")
     try:
+        same = about.get("sha256") in (None, hashlib.sha256(content).hexdigest())
+        need(same, "it is not the file that its model.json describes (the SHA-256 differs), or was altered")
         learn = build(*read_file(content))
         check_about(about, learn)
         return learn
-    except UserError as e: raise UserError(f"{path} is refused: {e.text}. Make it with python export.py RUN, or learn.export().") from e
+    except UserError as e:
+        how = "Make it anew with python export.py RUN, or learn.export()"
+        raise UserError(f"{path} is refused: {e.text}. {how}.") from e
 
 
 def read_about(path):
-    "The model.json beside the learner file `path` as a dictionary, which is empty where there is none. Errors: UserError."
-    file = path.with_name("model.json")
+    "The model.json beside the learner file `path`, or an empty dictionary. Errors: UserError."
+    file, most = path.with_name("model.json"), 2 * MAX_JSON         # it says more than a recipe
     if not file.is_file(): return {}
     try:
-        with open(file, encoding="utf-8") as f: about = read_json(f.read(2 * MAX_JSON + 1), 2 * MAX_JSON)        # it is indented, and says more
+        with open(file, encoding="utf-8") as f: about = read_json(f.read(most + 1), most)
         need(type(about) is dict and type(about.get("sha256")) is str, "it has no SHA-256")
-    except (UserError, UnicodeDecodeError) as e: raise UserError(f"{file} is damaged: export the run again, or delete it.") from e
+    except (UserError, UnicodeDecodeError) as e:
+        raise UserError(f"{file} is damaged: export the run again, or delete it.") from e
     return about
 
 
@@ -256,38 +300,48 @@ def check_about(about, learn):
 
 
 def read_file(content):
-    "The JSON text and the uint8 tensor in the bytes of a learner file. Errors: UserError for whatever is not exactly what `export` writes."
+    """The JSON text and the uint8 tensor in the bytes of a learner file.
+
+    Errors: UserError for whatever is not exactly the form that `export` writes."""
     pickled, stored = read_zip(content)
     start = len(BEFORE_TEXT) + 4
     end = start + int.from_bytes(pickled[start - 4:start], "little")
     text = pickled[start:end]
-    need(stored and text.isascii() and pickled == pickle_of(text, len(stored)), "its pickle is not of the one form that a learner file has")
+    exact = stored and text.isascii() and pickled == pickle_of(text, len(stored))
+    need(exact, "its pickle is not of the one form that a learner file has")
     return text.decode(), torch.frombuffer(bytearray(stored), dtype=torch.uint8)
 
 
 def read_zip(content):
     "The pickle and the storage in a zip file as torch.save writes it. Errors: UserError."
-    need(content.count(b"PK\1\2") <= 100, "it is no learner file")         # so begins a member in the list, of which zipfile makes an object
+    need(content.count(b"PK\1\2") <= 10_000, "it is no learner file")   # zipfile makes an object of each
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as z:
-            found = z.infolist()
-            stored = all(o.compress_type == zipfile.ZIP_STORED and o.file_size == o.compress_size for o in found)
-            need(stored and sum(o.file_size for o in found) <= len(content), "it unpacks to more than it is")
-            members = {o.filename.partition("/")[2]: o for o in found}
-            if "data.pkl" in members:
-                with z.open(members["data.pkl"]) as f:
-                    need(f.read(len(OLD)) != OLD, "it is of sifar 0.1, whose files are not read any more: export it anew from its run folder")
-            need(members.keys() - SINCE_TORCH_2_7 == MEMBERS and len(members) == len(found), "it is no learner file")
-            small = {k: o.file_size for k, o in members.items() if k not in ("data.pkl", "data/0")}
-            need(max(small.values()) <= 100 and members["data.pkl"].file_size <= MAX_JSON + 1000, "it is no learner file")
-            return z.read(members["data.pkl"]), z.read(members["data/0"])
-    except (zipfile.BadZipFile, struct.error, ValueError, OverflowError, EOFError, OSError, NotImplementedError, RuntimeError) as e:
-        raise UserError("it is no learner file, or a damaged one") from e
+            members = list_members(z.infolist(), len(content))
+            with z.open(members["data.pkl"]) as f: old = f.read(len(OLD)) == OLD
+            need(not old, "it is of sifar 0.1, whose files are not read any more")
+            need(members.keys() - SINCE_TORCH_2_7 == MEMBERS, "it is no learner file")
+            pickled, stored = members.pop("data.pkl"), members.pop("data/0")
+            short = pickled.file_size <= MAX_JSON + 1000 and all(o.file_size <= 100 for o in members.values())
+            need(short, "it is no learner file")
+            return z.read(pickled), z.read(stored)
+    except DAMAGED as e: raise UserError("it is no learner file, or a damaged one") from e
+
+
+def list_members(found, size):
+    """The members of a zip file of so many bytes, by their name in its folder.
+
+    Errors: UserError for compressed ones, which could unpack to any size, and for a file without a pickle."""
+    members = {o.filename.partition("/")[2]: o for o in found}
+    need(len(members) == len(found) and "data.pkl" in members, "it is no learner file")
+    plain = all(o.compress_type == zipfile.ZIP_STORED and o.file_size == o.compress_size for o in found)
+    need(plain and sum(o.file_size for o in found) <= size, "it unpacks to more than it is")
+    return members
 
 
 def pickle_of(text, n):
-    "The pickle that torch.save writes of (restore, (text, a uint8 tensor of n bytes)), protocol 2, opcode by opcode."
-    size = pickle.dumps(n, 2)[2:-1]                         # the number alone: its opcode depends on how large it is
+    "The pickle that torch.save writes of a learner with this recipe, bytes, and `n` bytes of weights."
+    size = pickle.dumps(n, 2)[2:-1]                         # the number alone; its opcode depends on its size
     return b"".join((
         BEFORE_TEXT, len(text).to_bytes(4, "little"), text, b"q\1",
         b"ctorch._utils\n_rebuild_tensor_v2\nq\2(",

@@ -272,7 +272,7 @@ ODD_RECIPES = {
     "format": (2, "newer version"), "format ": (1, "other fields"), "arch": ("resnet9", "did you mean"), "classes": (NAMES[:9], "not those of the architecture"),
     "superclasses": (NAMES[:9], "superclasses"), "mean": ([0.5, 0.5], "mean"), "std": ([0.5, 0.5, 0.0], "std"), "size": (4800, "image size")}
 ODD_VALUES = [
-    *(("format", o, "") for o in (0, True, 1.0, "1", None, [1])),
+    *(("format", o, "its recipe") for o in (0, True, 1.0, "1", None, [1])),
     *(("arch", o, "architecture") for o in (None, 3, ["resnet8"], "", "a" * 101, "resnet8\n", "../resnet8", "timm:", "timm:hf-hub:someone/model",
                                            "timm:local-dir:/tmp/model", "timm:hf_hub:x", "hf-hub:a/b", "timm:/etc/passwd", "os.system")),
     ("arch", "timm:test_vit2", "not those of the architecture"), *(("arch", o, "Unknown timm model") for o in ("timm:no_such_model", "timm:resnet18.a1_in1k")), ("arch", "timm:inception_v4", "cannot take images of 32x32"),
@@ -295,7 +295,7 @@ def test_a_recipe_that_contradicts_itself_or_its_weights_is_refused(key, good, t
     value, words = ODD_RECIPES[key]
     assert words in refusal(write(tmp_path / "learner.pkl", {**good[0], key: value}, good[1]))
     missing = {k: v for k, v in good[0].items() if k != key.strip()}
-    assert "other fields" in refusal(write(tmp_path / "learner.pkl", missing, good[1]))
+    assert "its recipe" in refusal(write(tmp_path / "learner.pkl", missing, good[1]))
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS, ids=lambda o: o[:20])
@@ -465,7 +465,7 @@ def test_a_file_of_torch_2_6_loads(good, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"hello\n", b"\x80\x04N.", b"\x89PNG\r\n\x1a\n", b"PK\x05\x06" + bytes(18), b"PK\x05\x06" + b"\xff" * 18])
 def test_another_kind_of_file_is_refused(content, tmp_path):
     (tmp_path / "learner.pkl").write_bytes(content)
-    assert "Make it with python export.py" in refusal(tmp_path / "learner.pkl")
+    assert "Make it anew with python export.py" in refusal(tmp_path / "learner.pkl")
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.999])
@@ -480,7 +480,7 @@ def test_a_file_of_sifar_0_1_is_refused_with_what_to_do(module, tmp_path):
     "It was the pickle of a fastai Learner."
     learn = new_learner()
     with warnings.catch_warnings(action="ignore"): Learner(learn.dls, learn.model, loss_func=learn.loss_func, path=tmp_path).export("learner.pkl", pickle_module=module)
-    assert "is of sifar 0.1" in (text := refusal(tmp_path / "learner.pkl")) and "export it anew" in text
+    assert "is of sifar 0.1" in (text := refusal(tmp_path / "learner.pkl")) and "Make it anew with python export.py RUN" in text
 
 
 # ---- model.json ----
