@@ -105,7 +105,9 @@ def test_headers_with_changed_bytes(good, door):  # noqa: F811
 def test_commands_in_any_disguise(good, door, tmp_path):  # noqa: F811
     "None is run; that the payloads would be, where an unpickler reads them, test_recipe.py shows."
     mark = tmp_path / "ran"
-    wrappers = (lambda o: b"(" + o + b"t", lambda o: b"](" + o + b"e", lambda o: o + b"q\x500h\x50", lambda o: o + b"0N", lambda o: b"\x95" + len(o).to_bytes(8, "little") + o)
+    wrappers = (
+        lambda o: b"(" + o + b"t", lambda o: b"](" + o + b"e", lambda o: o + b"q\x500h\x50", lambda o: o + b"0N",
+        lambda o: b"\x95" + len(o).to_bytes(8, "little") + o)
     for _, pickled in hostile(text_of(good[0]), good[1], mark):
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             for wrap in wrappers:
@@ -115,12 +117,16 @@ def test_commands_in_any_disguise(good, door, tmp_path):  # noqa: F811
 
 def test_recipes_of_any_values(good, door):  # noqa: F811
     names = st.lists(st.text(max_size=5), min_size=10, max_size=10)
-    archs = st.sampled_from(["resnet10", "timm:test_vit", "timm:hrnet_w64", "timm:hf-hub:a/b", "timm:inception_v3"]) | st.text().map("timm:".__add__)
+    known = "resnet10", "timm:test_vit", "timm:hrnet_w64", "timm:hf-hub:a/b", "timm:inception_v3"
+    archs = st.sampled_from(known) | st.text().map("timm:".__add__)
     numbers = st.lists(st.floats(), min_size=3, max_size=3)
 
+    fields = {
+        "classes": names | JSON, "superclasses": names | JSON, "arch": archs | JSON, "size": st.integers(-9, 600) | JSON,
+        "mean": numbers | JSON, "std": numbers | JSON, "format": st.integers(-1, 3) | JSON, "more": JSON}
+
     @settings(QUIETLY, max_examples=1000)
-    @given(st.fixed_dictionaries({}, optional={"classes": names | JSON, "superclasses": names | JSON, "arch": archs | JSON, "size": st.integers(-9, 600) | JSON,
-                                               "mean": numbers | JSON, "std": numbers | JSON, "format": st.integers(-1, 3) | JSON, "more": JSON}))
+    @given(st.fixed_dictionaries({}, optional=fields))
     def check(changes):
         write(door.path, {**good[0], **changes}, good[1])
         door.try_it()
@@ -129,7 +135,9 @@ def test_recipes_of_any_values(good, door):  # noqa: F811
 
 def test_weights_of_any_shapes(good, door):  # noqa: F811
     shape = st.lists(st.integers(-1, 2**64), max_size=4)
-    tensor = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "F16", "F64", "I64", "BOOL", "F4", "x"]), "shape": shape, "data_offsets": st.lists(st.integers(0, 2**64), min_size=2, max_size=2)})
+    offsets = st.lists(st.integers(0, 2**64), min_size=2, max_size=2)
+    dtype = st.sampled_from(["F32", "F16", "F64", "I64", "BOOL", "F4", "x"])
+    tensor = st.fixed_dictionaries({"dtype": dtype, "shape": shape, "data_offsets": offsets})
     content = good[1].numpy().tobytes()
     end = 8 + int.from_bytes(content[:8], "little")
     tensors = json.loads(content[8:end])
