@@ -4,7 +4,7 @@ from .errors import UserError
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "TrainConfig", "UserError", "get_dls", "get_learner", "load_learner"]
-HOMES = {"get_dls": "dataloaders", "get_learner": "learner", "Predictor": "inference", "load_learner": "safe_pickle"}
+HOMES = {"get_dls": "dataloaders", "get_learner": "learner", "Predictor": "inference", "load_learner": "recipe"}
 
 
 def __getattr__(name):

@@ -41,7 +41,7 @@ class ReadLabel(Transform):
 
 
 class Augment(Transform):
-    "Albumentations transforms on training images, or None; an exported learner does not take them along."
+    "Albumentations transforms on training images, or None."
     split_idx = 0
 
     def __init__(self, tfms):
@@ -49,10 +49,6 @@ class Augment(Transform):
         self.tfms = tfms
 
     def encodes(self, o: PILImage): return PILImage.create(self.tfms(image=np.array(o))["image"]) if self.tfms else o
-
-    def __deepcopy__(self, memo): return Augment(self.tfms)
-
-    def __getstate__(self): return {**self.__dict__, "tfms": self.tfms if get_spawning_popen() else None}
 
 
 class BatchAugment(Transform):
@@ -82,8 +78,7 @@ class BatchAugment(Transform):
         x = torch.cat((x.permute(0, 2, 3, 1).reshape(n, h * w, c), self.fill.expand(n, 1, c)), 1)
         return x.gather(1, pixels.expand(-1, -1, c)).view(n, h, w, c).permute(0, 3, 1, 2)
 
-    def __getstate__(self): return {**self.__dict__, "generator": None}         # an exported learner does not augment
-    def __deepcopy__(self, memo): return self
+    def __deepcopy__(self, memo): return self           # torch cannot copy a generator
 
 
 def coins(rows):
@@ -164,22 +159,39 @@ def stand_in_dls(cfg, about):
     return make_dls(cfg, data, about["stats"])
 
 
-def make_dls(cfg, data, stats):
-    mean, std = stats
-    fill = [round(255 * o) for o in mean]           # holes and borders in the mean colour, which is zero once normalised
-    rows = [*data.train.tolist(), *data.valid.tolist()]
-    block = DataBlock(
+def empty_dls(sz, vocab, superclasses, stats):
+    "DataLoaders for prediction alone, without images; all else of them is as `get_dls` makes it."
+    rows = np.arange(1)
+    data = ImageData(np.zeros((1, sz, sz, 3), np.uint8), rows, vocab, rows, rows[:0], rows[:0], superclasses)
+    dls = get_block(data, sz, stats).dataloaders(rows.tolist(), bs=64, num_workers=0, device="cpu").new_empty()
+    dls.data, dls.stats = replace(data, images=data.images[:0], labels=rows[:0], train=rows[:0]), stats
+    return dls
+
+
+def get_block(data, sz, stats, item_tfms=None, batch_tfms=()):
+    "The DataBlock of `data` as images of `sz` pixels, by row number; albumentations' `item_tfms` and fastai's `batch_tfms` are of the training alone."
+    n = len(data.train)
+    return DataBlock(
         blocks=(TransformBlock(batch_tfms=IntToFloatTensor), CategoryBlock(vocab=data.vocab, sort=False)),
-        get_x=ReadImage(data, cfg.sz), get_y=ReadLabel(data),
-        splitter=IndexSplitter(range(len(data.train), len(rows))),
-        item_tfms=Augment(item_tfms(cfg, data.mirrored, fill)),
-        batch_tfms=[Normalize.from_stats(mean, std, cuda=False), *([BatchAugment(data.mirrored and cfg.aug != "weak", fill, hole=cfg.aug == "standard", weak=cfg.aug == "weak")] if cfg.augment == "batch" else [])],
+        get_x=ReadImage(data, sz), get_y=ReadLabel(data),
+        splitter=IndexSplitter(range(n, n + len(data.valid))),
+        item_tfms=Augment(item_tfms),
+        batch_tfms=[Normalize.from_stats(*stats, cuda=False), *batch_tfms],
         dl_type=ArrayDL)
+
+
+def make_dls(cfg, data, stats):
+    fill = [round(255 * o) for o in stats[0]]           # holes and borders in the mean colour, which is zero once normalised
+    weak = cfg.aug == "weak"                            # whose images are mirrored as they are read
+    whole = BatchAugment(data.mirrored and not weak, fill, hole=cfg.aug == "standard", weak=weak)
+    batch_tfms = [whole] if cfg.augment == "batch" else []
+    block = get_block(data, cfg.sz, stats, item_tfms(cfg, data.mirrored, fill), batch_tfms)
+    rows = [*data.train.tolist(), *data.valid.tolist()]
     bs = min(cfg.bs, len(data.train))
     if cfg.mixup or cfg.cutmix: bs -= bs % 2                # timm mixes pairs
     dls = block.dataloaders(rows, bs=bs, num_workers=cfg.workers, device="cpu")
     dls.loaders.append(dls.test_dl(data.test.tolist(), with_labels=True, rm_type_tfms=0))
-    dls.train.alternate = data.mirrored and cfg.aug == "weak"
+    dls.train.alternate = data.mirrored and weak
     dls.train.rng, dls.data, dls.stats = random.Random(cfg.seed), data, stats
     return dls
 

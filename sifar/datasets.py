@@ -8,7 +8,6 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +33,6 @@ class ImageData:
     test: np.ndarray                        # evaluated once, at the end; may be empty
     superclasses: list | None = None        # for each class the name of its superclass
     mirrored: bool = True                   # whether a mirrored image is one of the same class
-
-    def __getstate__(self):
-        "Without the rows, for an exported learner; with them, for a worker process."
-        state = dict(self.__dict__)
-        if get_spawning_popen() is None: state.update(dict.fromkeys(("images", "labels", *SPLITS)))
-        return state
 
     def __deepcopy__(self, memo): return self       # nothing of it is ever changed
 

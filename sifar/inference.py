@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from .datasets import read_image
-from .errors import UserError, one_line
+from .errors import UserError
 from .learner import pick_device
-from .safe_pickle import load_learner
+from .recipe import load_learner
 
 
 class Classifier(nn.Module):
@@ -43,17 +43,12 @@ class Predictor:
     """The learner file `path`, made by export.py, as a classifier of images.
 
     device: auto, cpu, cuda, cuda:N or mps. An image is a path, the bytes of an image file, a Pillow image or an array (h,w), (h,w,3) or (h,w,4): integers, or floats from 0 to 1.
-    Errors: UserError for a file that is no safe learner, and for an image that cannot be read."""
+    Errors: UserError for a file that is no learner, and for an image that cannot be read."""
 
     def __init__(self, path, device="auto"):
         learn = load_learner(path)
-        try:
-            self.vocab, self.superclasses = list(learn.dls.vocab), learn.dls.valid.dataset.tls[0].tfms[0].data.superclasses
-            self.classifier, self.sz = get_classifier(learn)
-            if not isinstance(self.sz, int) or not 8 <= self.sz <= 512: raise ValueError(f"it is for images of {self.sz!r} pixels")
-            with torch.inference_mode(): shape = tuple(self.classifier(torch.zeros(1, self.sz, self.sz, 3, dtype=torch.uint8)).shape)
-            if shape != (1, len(self.vocab)): raise ValueError(f"it gives {shape} numbers for {len(self.vocab)} classes")
-        except Exception as e: raise UserError(f"{path} is no classifier of images, or a damaged one ({one_line(e)}): export it again.") from e
+        self.vocab, self.superclasses = list(learn.dls.vocab), learn.dls.data.superclasses
+        self.classifier, self.sz = get_classifier(learn)
         self.device = pick_device(device)
         self.classifier.to(self.device, memory_format=torch.channels_last)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.training import GradientClip
-from fastai.learner import Learner
 from fastai.losses import LabelSmoothingCrossEntropy
 from fastai.metrics import accuracy, top_k_accuracy
 from fastai.torch_core import set_seed
@@ -21,6 +20,7 @@ from .dataloaders import get_dls, stand_in_dls
 from .errors import UserError, one_line
 from .models import check_arch, get_model
 from .optim import get_opt
+from .recipe import RecipeLearner
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -63,8 +63,8 @@ def get_learner(dls, cfg, path="."):
     model.to(device)
     dls.to(device)
     dtype = pick_precision(cfg.precision, device)
-    return Learner(
-        dls, model, path=path, **get_opt(cfg, dtype),
+    return RecipeLearner(
+        dls, model, cfg.arch, path=path, **get_opt(cfg, dtype),
         loss_func=LabelSmoothingCrossEntropy(eps=cfg.smoothing),
         metrics=[accuracy, partial(top_k_accuracy, k=min(5, dls.c))],
         cbs=[*filter(None, (

@@ -2,23 +2,19 @@
 import hashlib
 import json
 import os
-import pickle
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from fastai.callback.channelslast import ChannelsLast
-from fastai.callback.core import TrainEvalCallback
-from fastai.callback.progress import ProgressCallback
-from fastai.learner import CastToTensor, Recorder
+from fastai.learner import defaults
 
 from .config import read_settings
 from .errors import UserError, one_line_errors
@@ -27,7 +23,6 @@ from .inference import Predictor, get_classifier
 from .learner import load_run
 from .terminal import ROOT, log
 
-KEPT = TrainEvalCallback, Recorder, CastToTensor, ProgressCallback, ChannelsLast        # all other callbacks are of the training alone
 KEPT_FACTS = "parameters", "epochs", "seed", "images", "valid", "test", "commands", "versions", "git_commit"
 TOLERANCE = 1e-5                                                                        # of a probability, between a model and what it was exported to
 
@@ -54,28 +49,14 @@ def write_learner(learn, path, about):
         with suppress(FileNotFoundError):                       # another export took it away
             if time.time() - old.stat().st_mtime > 3600: shutil.rmtree(old, ignore_errors=True)
     images, probs = some_probs(learn)
-    with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder, only_inference(learn):
+    with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         tmp = Path(folder).resolve() / path.name
-        try: learn.export(tmp, pickle_module=pickle)                            # fastai's default would write functions as code
-        except RuntimeError as e: raise UserError(f"{path} cannot be written: is the disk full?") from e        # what torch.save makes of it
-        except (pickle.PicklingError, AttributeError, TypeError) as e: raise UserError(f"The learner cannot be exported: {e}") from e
+        learn.export(tmp)
         check_probs(path.name, probs, in_fresh_process(tmp, images))
         path.with_name("model.json").unlink(missing_ok=True)                    # a crash between these lines leaves files that load
-        with open(tmp, "rb+") as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     write_file(path.with_name("model.json"), json.dumps({**about, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}, indent=2) + "\n")
     log.info("%s is written: a fresh process loaded it, and gave the same probabilities on %d images (within %g)", path, len(images), TOLERANCE)
-
-
-@contextmanager
-def only_inference(learn):
-    "Take off what belongs to the training, and this machine's paths, for the time of an export."
-    path = learn.path
-    with learn.removed_cbs([o for o in learn.cbs if type(o) not in KEPT]):
-        try:
-            learn.path = Path()
-            yield
-        finally: learn.path = path
 
 
 def some_images(learn, n=64):
@@ -88,7 +69,7 @@ def some_images(learn, n=64):
 def some_probs(learn):
     "Images, and the probabilities (n,c) that `learn` itself gives them in float32, by fastai's get_preds."
     images = some_images(learn)
-    with only_inference(learn), learn.no_bar(): return images, learn.get_preds(dl=learn.dls.test_dl(list(images), rm_type_tfms=0))[0]
+    with learn.removed_cbs([o for o in learn.cbs if type(o) not in defaults.callbacks]), learn.no_bar(): return images, learn.get_preds(dl=learn.dls.test_dl(list(images), rm_type_tfms=0))[0]
 
 
 def in_fresh_process(path, images):

@@ -10,7 +10,7 @@ from .errors import UserError
 from .files import write_file
 from .terminal import ROOT, log
 
-NEEDED = "fastai", "fastcore", "gradio", "matplotlib", "numpy", "pillow", "rich", "torch", "torchvision"      # what the page imports
+NEEDED = "fastai", "fastcore", "gradio", "matplotlib", "numpy", "pillow", "rich", "safetensors", "torch", "torchvision"      # what the page imports
 LICENSE = "apache-2.0"
 
 
@@ -42,7 +42,7 @@ def check_folder(folder):
     return folder
 
 
-def space_files(): return [ROOT / "app.py", ROOT / "LICENSE", *sorted((ROOT / "sifar").glob("*.py")), ROOT / "sifar" / "safe_globals.txt", *sorted((ROOT / "examples").glob("*.png"))]
+def space_files(): return [ROOT / "app.py", ROOT / "LICENSE", *sorted((ROOT / "sifar").glob("*.py")), *sorted((ROOT / "examples").glob("*.png"))]
 
 
 def requirements(about):
@@ -96,7 +96,7 @@ single things, and is worse on anything else. It is meant for learning and for s
 
 Classes: {", ".join(about["classes"])}.
 
-`learner.pkl` is a fastai learner; `sifar.load_learner` reads it with a list of the few names that it may use, and compares its SHA-256 with `model.json`.
+`learner.pkl` is a fastai learner, written as a recipe and weights: `sifar.load_learner` reads it without unpickling anything, and compares its SHA-256 with `model.json`.
 """
 
 

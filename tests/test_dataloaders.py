@@ -1,6 +1,5 @@
 import copy
 import os
-import pickle
 import random
 
 import matplotlib
@@ -114,12 +113,6 @@ def test_what_a_notebook_does_works(tmp_path, image_folder):
     assert os.path.getsize(tmp_path / "l.pkl") < 1_000_000, "no images in the learner file"
 
 
-def test_a_pickled_data_set_leaves_its_rows_behind():
-    data = get_dls(digits()).data
-    bare = pickle.loads(pickle.dumps(data))
-    assert bare.images is None and bare.train is None and bare.vocab == data.vocab and data.images is not None
-
-
 def test_other_item_transforms_are_used(tmp_path, tiny_cifar):
     write_cifar(tmp_path, "cifar100")
     cfg = TrainConfig(data=str(tmp_path), arch="resnet8")
@@ -192,17 +185,6 @@ def test_whole_batches_follow_the_seed_and_leave_the_images_alone():
     x, y = dls.one_batch()
     assert type(x) is TensorImage and x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
     assert all((a == b).all() for (a, _), (b, _) in zip(dls.valid, get_dls(digits(bs=64)).valid)), "validation is not augmented"
-
-
-def test_a_run_that_augments_batches_is_exported_without_that(tmp_path):
-    cfg = digits(augment="batch", precision="fp32")
-    learn = get_learner(get_dls(cfg), cfg, path=tmp_path)
-    learn.dls.show_batch(max_n=4)
-    image = learn.dls.data.images[0]
-    with learn.no_bar(): want = learn.predict(image)[2]
-    learn.export("l.pkl")
-    loaded = load_learner(tmp_path / "l.pkl")
-    with loaded.no_bar(): assert torch.allclose(loaded.predict(image)[2], want, atol=1e-5)
 
 
 @pytest.mark.parametrize("augment", ["item", "batch"])
