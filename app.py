@@ -22,9 +22,10 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
-from sifar.errors import UserError, one_line_errors
+from sifar.cli import one_line_errors
+from sifar.errors import UserError
 from sifar.files import write_file
-from sifar.terminal import quiet_imports
+from sifar.log import quiet_imports
 
 HERE = Path(__file__).parent
 MAX_FILES, MAX_MB = 100, 20                     # pictures at once; size of an upload

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from sifar.config import cli
-from sifar.errors import one_line_errors
-from sifar.terminal import command, log, log_to_screen, quiet_imports
+from sifar.cli import cli, one_line_errors
+from sifar.log import command, log, log_to_screen, quiet_imports
 
 
 @dataclass
@@ -27,9 +26,9 @@ class ExportConfig:
 
 def export(cfg):
     "Write what `cfg` asks for; returns the path of the learner file."
-    from sifar.runs import newest_run
-    from sifar.share import export_run, write_onnx, write_weights
-    from sifar.space import check_folder, check_push, push_space, write_space
+    from sifar.runs.run import newest_run
+    from sifar.share.export import export_run, write_onnx, write_weights
+    from sifar.share.space import check_folder, check_push, push_space, write_space
 
     run = cfg.run or newest_run()
     if cfg.space: check_folder(cfg.space)               # before the work

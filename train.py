@@ -5,18 +5,19 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from sifar.config import parse_args, without_flags
-from sifar.errors import name_batch_size, one_line_errors
-from sifar.terminal import command, log, log_to_screen, progress, quiet_imports
+from sifar.cli import one_line_errors, parse_args, without_flags
+from sifar.errors import name_batch_size
+from sifar.log import command, log, log_to_screen, progress, quiet_imports
 
 
 def train(cfg):
     "Train, choose on valid, test once: everything goes into the run folder."
-    from sifar.dataloaders import get_dls
-    from sifar.explore import auto_lr
-    from sifar.learner import check_machine, get_learner, resume, run_callbacks
-    from sifar.report import write_report
-    from sifar.runs import describe_run, open_run
+    from sifar.data.loaders import get_dls
+    from sifar.runs.load import resume
+    from sifar.runs.report import write_report
+    from sifar.runs.run import describe_run, open_run
+    from sifar.training.explore import auto_lr
+    from sifar.training.learner import check_machine, get_learner, run_callbacks
 
     with open_run(cfg) as run:
         check_machine(cfg)
@@ -56,9 +57,9 @@ def explore_folder(cfg): return Path(cfg.runs) / Path(cfg.dataset).name / "explo
 
 def explore(cfg, args):
     "Look before training; what is to be seen goes into RUNS/DATASET/explore."
-    from sifar.dataloaders import get_dls
-    from sifar.explore import explore
-    from sifar.learner import check_machine
+    from sifar.data.loaders import get_dls
+    from sifar.training.explore import explore
+    from sifar.training.learner import check_machine
 
     check_machine(cfg)
     with name_batch_size(cfg): found = explore(cfg, get_dls(cfg), explore_folder(cfg))
@@ -68,11 +69,11 @@ def explore(cfg, args):
 
 def train_seeds(cfg, args):
     "Train a run for each seed, then say the mean of their results; `args` is the command line."
-    from sifar.compare import means, read_run
-    from sifar.dataloaders import get_dls
-    from sifar.explore import auto_lr
-    from sifar.learner import check_machine
-    from sifar.runs import check_free, run_path
+    from sifar.data.loaders import get_dls
+    from sifar.runs.compare import means, read_run
+    from sifar.runs.run import check_free, run_path
+    from sifar.training.explore import auto_lr
+    from sifar.training.learner import check_machine
 
     check_machine(cfg)
     cfg = replace(cfg, name=run_path(cfg).name)

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from sifar.cli import without_folders
 from sifar.files import write_file
-from sifar.learner import load_run
-from sifar.share import without_folders
-from sifar.terminal import quiet_imports
+from sifar.log import quiet_imports
+from sifar.runs.load import load_run
 
 
 def archive(run, folder):

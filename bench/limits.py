@@ -15,7 +15,7 @@ import torch
 from bench.train import bare, ours, wait
 from sifar import TrainConfig
 from sifar.errors import one_line
-from sifar.terminal import quiet_imports
+from sifar.log import quiet_imports
 
 
 def best(figures, rounds=3): return max(islice(figures, 1, 1 + rounds))          # after a first round that warms up
@@ -24,7 +24,7 @@ def best(figures, rounds=3): return max(islice(figures, 1, 1 + rounds))         
 def fed(cfg, n):
     "Images/s of the same Learner whose batches are all one that is on the device already."
     from sifar import get_dls, get_learner
-    from sifar.callbacks import StopOnNaN
+    from sifar.training.callbacks import StopOnNaN
     dls = get_dls(cfg)
     learn = get_learner(dls, cfg)
     dls.loaders[0] = [dls.one_batch()] * (n // cfg.bs)

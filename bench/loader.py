@@ -32,8 +32,8 @@ def stock_fastai(cfg, n):
     import numpy as np
     from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, IndexSplitter, Normalize, PILImage, Transform
 
-    from sifar.augment import get_tfms
-    from sifar.datasets import load_data
+    from sifar.data.augment import get_tfms
+    from sifar.data.datasets import load_data
 
     class Albumentations(Transform):
         split_idx = 0
@@ -57,7 +57,7 @@ def torchvision_v2(cfg, n):
     from torch.utils.data import DataLoader, Dataset
     from torchvision.transforms import v2
 
-    from sifar.datasets import load_data
+    from sifar.data.datasets import load_data
     data = load_data(cfg)
     mean, std = data.stats()
     images = torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous()

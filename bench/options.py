@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import replace
 
 from sifar.config import PRESETS, TrainConfig, flag
-from sifar.terminal import log_to_screen, quiet_imports
+from sifar.log import log_to_screen, quiet_imports
 
 CHANGES = [
     {}, {"seed": 43}, {"augment": "item"}, {"precision": "fp32"}, {"opt": "sgd"}, {"opt": "adamw"}, {"schedule": "cosine"}, {"sizes": "12,12,16"},
@@ -19,9 +19,9 @@ CHANGES = [
 
 def measure(cfg):
     "The last row of the history of a run by `cfg` that is not kept."
-    from sifar.dataloaders import get_dls
-    from sifar.learner import get_learner, run_callbacks
-    from sifar.terminal import progress
+    from sifar.data.loaders import get_dls
+    from sifar.log import progress
+    from sifar.training.learner import get_learner, run_callbacks
     with tempfile.TemporaryDirectory() as run:
         learn = get_learner(get_dls(cfg), cfg, path=run)
         learn.grow_images.run_valid = True

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from sifar import Predictor, TrainConfig, get_dls, get_learner, load_learner
-from sifar.share import some_images, write_learner
-from sifar.terminal import quiet_imports
+from sifar.log import quiet_imports
+from sifar.share.export import some_images, write_learner
 
 ONE, BATCH = 20, 64         # single predictions a round, images of a batch
 

@@ -25,7 +25,7 @@ def ask(pipe):
 
 
 def run(pipe, racer, args):
-    from sifar.terminal import quiet_imports
+    from sifar.log import quiet_imports
     quiet_imports()
     figures = racer(*args)
     while pipe.recv(): pipe.send(next(figures))

@@ -12,18 +12,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from sifar.config import parse_args
-from sifar.terminal import log, log_to_screen, quiet_imports
+from sifar.cli import parse_args
+from sifar.log import log, log_to_screen, quiet_imports
 
 COLUMNS = "flags", "seed", "top1", "top5", "loss", "train_loss", "seconds", "images_per_second"
 
 
 def fit(cfg, data):
     "Train by `cfg` on the ImageData `data`: what its last epoch gave, top1 and top5 in percent, and its seconds in all."
-    from sifar.callbacks import RunLog, SeedEpochs, StopOnNaN
-    from sifar.dataloaders import make_dls
-    from sifar.learner import get_learner
-    from sifar.terminal import progress
+    from sifar.data.loaders import make_dls
+    from sifar.log import progress
+    from sifar.training.callbacks import RunLog, SeedEpochs, StopOnNaN
+    from sifar.training.learner import get_learner
 
     dls = make_dls(cfg, data, data.stats())
     with tempfile.TemporaryDirectory() as path, progress() as bar:
@@ -61,7 +61,7 @@ def main():
     args = parser.parse_args()
     quiet_imports()
     log_to_screen()
-    from sifar.datasets import load_data
+    from sifar.data.datasets import load_data
 
     start, data = time.monotonic(), {}
     done = {(o["flags"], int(o["seed"])) for o in read_rows(args.csv)}

@@ -20,7 +20,7 @@ def ours(cfg, n):
     from fastai.callback.training import ShortEpochCallback
 
     from sifar import get_dls, get_learner
-    from sifar.callbacks import StopOnNaN
+    from sifar.training.callbacks import StopOnNaN
     learn = get_learner(get_dls(cfg), cfg)
     batches = n // cfg.bs
     with learn.no_bar(), learn.no_logging():
@@ -39,8 +39,8 @@ def wait():
 def bare(cfg, n, compile=lambda o: o):
     "Images/s of forward, loss, backward and step on batches that are in memory."
     from sifar.config import parse_sizes
-    from sifar.learner import pick_device, pick_precision
-    from sifar.models import get_model
+    from sifar.training.models import get_model
+    from sifar.training.precision import pick_device, pick_precision
     device = pick_device(cfg.device)
     torch.backends.cudnn.benchmark = True               # as our Learner has it
     dtype = pick_precision(cfg.precision, device)
@@ -58,9 +58,9 @@ def usual(cfg, n):
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
 
-    from sifar.datasets import load_data
-    from sifar.learner import pick_device
-    from sifar.models import get_model
+    from sifar.data.datasets import load_data
+    from sifar.training.models import get_model
+    from sifar.training.precision import pick_device
     device, data = pick_device(cfg.device), load_data(cfg)
     mean, std = data.stats()
     tfms = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std)])

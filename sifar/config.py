@@ -1,17 +1,11 @@
 """Every setting of a training run, once: the command line, the run folder and the notebook all use this one."""
-import contextlib
 import difflib
-import io
-import json
 import os
 import re
-import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import dropwhile, takewhile
 from pathlib import Path
-from types import UnionType
-from typing import Literal, Union, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from .errors import UserError
 
@@ -163,84 +157,3 @@ def nearest(what, name, known, also="", cutoff=0.4):
     close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}" if len(known) < 10 else "no known name is like it"
     raise UserError(f"Unknown {what} {name!r}: {hint}{' (' if also else ''}{also}{')' if also else ''}")
-
-
-def read_settings(run):
-    "The TrainConfig that `run`, a run folder, was started with. Errors: UserError."
-    hints = get_type_hints(TrainConfig)
-
-    def settings(about):
-        known = {k: v for k, v in about["settings"].items() if k in hints}
-        for k, v in known.items():
-            if not fits(v, hints[k]): raise ValueError(f"{k} is {v!r}")
-        return TrainConfig(**known)
-    return read_config(run, settings)
-
-
-def fits(value, hint):
-    "Whether `value` is of the type that `hint` names: a class, Literal or union; whole numbers are floats too."
-    if isinstance(hint, UnionType) or get_origin(hint) is Union: return any(fits(value, o) for o in get_args(hint))
-    if get_origin(hint) is Literal: return value in get_args(hint)
-    return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
-
-
-def read_config(run, f):
-    "What `f` makes of the dictionary in the config.json of `run`. Errors: UserError."
-    path = Path(run) / "config.json"
-    if not path.is_file(): raise UserError(f"{str(run)!r} is no run folder: it has no config.json. A run folder is one such as runs/cifar100/<time>-resnet18.")
-    try:
-        about = json.loads(path.read_text())
-        for o in about.get("commands", []): shlex.split(o)
-        return f(about)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise UserError(f"{path} is damaged ({e}): the run cannot be used.") from e
-
-
-def check_resumable(old, new):
-    "Refuse to resume with settings that would change the result; more epochs are allowed."
-    changed = [k for k, v in asdict(new).items() if k not in FREE_ON_RESUME and v != asdict(old)[k]]
-    if changed == ["epochs"] and new.epochs > old.epochs: return
-    if changed:
-        listed = ", ".join(f"{flag(k)} {getattr(new, k)} (was {getattr(old, k)})" for k in changed)
-        raise UserError(f"Cannot resume {new.resume} with other settings: {listed}. Only more --epochs go; leave the others out or start a new run.")
-
-
-def parse_args(args=None):
-    "The TrainConfig of a command line: preset or resumed run first, then the flags. Errors: UserError, SystemExit."
-    import argparse
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--preset", choices=PRESETS, default="standard")
-    first.add_argument("--resume")
-    try: known, _ = first.parse_known_args(args)
-    except argparse.ArgumentError: known = first.parse_args([])       # tyro will say what is wrong
-    old = PRESETS[known.preset]() if known.resume is None else read_settings(known.resume)
-    cfg = cli(TrainConfig, args, "train.py", default=old)
-    check_dataset(cfg.dataset)
-    if cfg.resume: check_resumable(old, cfg)
-    return cfg
-
-
-def without_flags(args, *names):
-    "The command line `args` without the flags of these settings and their values."
-    kept, skip = [], False
-    for o in args:
-        name = o.split("=")[0].replace("_", "-")
-        known = [k for k in names if name == flag(k)]
-        if known: skip = "=" not in o and not isinstance(getattr(TrainConfig, known[0]), bool)
-        elif skip: skip = False
-        else: kept.append(o)
-    return kept
-
-
-def cli(f, args, prog, **kwargs):
-    "What `f`, a dataclass or a function, gives for the command line `args`. Errors: UserError, SystemExit."
-    import tyro
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(f, args=args, prog=prog, **kwargs)
-    except SystemExit as e:
-        if e.code != 2: raise
-        def rule(line): return not line.strip("─-╰╯")
-        lines = [o.strip("│ ") for o in complaint.getvalue().splitlines()[1:]]          # of tyro's box, what stands up to the rule below it
-        raise UserError(" ".join(takewhile(lambda o: not rule(o), dropwhile(rule, lines))) + " (--help lists all settings)") from e

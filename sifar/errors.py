@@ -1,8 +1,6 @@
 """Errors for people: one line that says what is wrong, where, and what to do."""
 import errno
-import signal
-import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -44,32 +42,3 @@ def name_batch_size(cfg):
         smaller = f"--bs {max(cfg.bs // 4 * 2, 2)}"             # even, as some options ask for
         if out_of_memory(e): raise UserError(f"Out of memory with --bs {cfg.bs}: " + (f"end other programs, or start a new run with {smaller}." if cfg.resume else f"try {smaller}.")) from e
         raise
-
-
-@contextmanager
-def one_line_errors():
-    "Whatever a user can cause ends in one line on stderr and exit code 2, without a traceback; Ctrl-C and SIGTERM with 130 and 143."
-    caught = []
-
-    def stop(signum, frame):
-        caught.append(signum)
-        raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(143)
-
-    def unraisable(o):              # an exception in a finalizer is printed and lost: this one is not, see below
-        if not (caught and isinstance(o.exc_value, (KeyboardInterrupt, SystemExit))): hook(o)
-
-    with suppress(ValueError):      # in a thread
-        for o in (signal.SIGINT, signal.SIGTERM): signal.signal(o, stop)
-    hook, sys.unraisablehook = sys.unraisablehook, unraisable
-    try:
-        yield
-        if caught: stop(caught[-1], None)
-    except KeyboardInterrupt:
-        print("sifar: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as e:
-        text = explain(e)
-        if text is None: raise
-        print(f"sifar: {text}", file=sys.stderr)
-        sys.exit(2)
-    finally: sys.unraisablehook = hook

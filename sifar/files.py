@@ -2,6 +2,8 @@
 import os
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
+
 
 def write_file(path, content: bytes | memoryview | str):
     "Write `content` to a temporary name beside `path`, then rename it: `path` is never half written. Its folder has to be there."

@@ -18,8 +18,8 @@ from PIL import Image
 
 import export
 import train
-from sifar import datasets, download
-from sifar.terminal import log
+from sifar.data import datasets, download
+from sifar.log import log
 
 
 def pytest_configure(config):

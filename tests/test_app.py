@@ -20,7 +20,7 @@ from PIL import Image
 
 import app
 from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner
-from sifar.share import some_images, write_learner
+from sifar.share.export import some_images, write_learner
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next((o for o in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if o), None)

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from sifar.augment import Cutout, get_tfms, random_changes, seed_tfms
+from sifar.data.augment import Cutout, get_tfms, random_changes, seed_tfms
 
 FILL = (1, 2, 3)
 

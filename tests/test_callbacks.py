@@ -5,10 +5,10 @@ import torch
 from fastai.vision.all import Callback, CancelBatchException, CancelFitException, CrossEntropyLossFlat, SaveModelCallback, set_seed
 
 from sifar import TrainConfig, UserError, get_dls, get_learner
-from sifar.callbacks import Precision, RunLog, SaveLast, StopOnNaN
-from sifar.dataloaders import BatchAugment
-from sifar.learner import pick_device, pick_precision
-from sifar.terminal import progress
+from sifar.data.loaders import BatchAugment
+from sifar.log import progress
+from sifar.training.callbacks import Precision, RunLog, SaveLast, StopOnNaN
+from sifar.training.precision import pick_device, pick_precision
 
 
 class Short(Callback):

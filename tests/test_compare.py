@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 import train
-from sifar import compare
 from sifar.plots import curves
-from sifar.report import read_history
+from sifar.runs.run import compare
+from sifar.runs.run import read_history
 
 
 @pytest.fixture(scope="module")

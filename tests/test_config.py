@@ -11,7 +11,9 @@ import pytest
 
 import train
 from sifar import TrainConfig, UserError
-from sifar.config import parse_args, parse_sizes, read_settings
+from sifar.cli import parse_args
+from sifar.config import parse_sizes
+from sifar.runs.run import read_settings
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ from fastai.learner import Callback
 from torch import nn
 
 from sifar import TrainConfig, get_dls, get_learner
-from sifar.cpu import SmallConvs
+from sifar.training.cpu import SmallConvs
 
 SHAPES = [  # inputs, outputs, height, width, kernel, stride, padding
     (5, 7, 2, 2, 3, 1, 1), (5, 7, 3, 3, 3, 1, 1), (4, 6, 4, 4, 3, 2, 1), (4, 6, 5, 5, 3, 1, 1), (4, 6, 6, 6, 3, 1, 1), (4, 6, 8, 8, 3, 2, 1), (4, 6, 4, 4, 1, 2, 0),

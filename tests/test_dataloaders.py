@@ -11,8 +11,8 @@ from fastai.vision.all import Resize, TensorCategory, TensorImage, ToTensor, loa
 from PIL import Image
 
 from sifar import TrainConfig, get_dls, get_learner
-from sifar.augment import get_tfms, seed_tfms
-from sifar.dataloaders import BatchAugment
+from sifar.data.augment import get_tfms, seed_tfms
+from sifar.data.loaders import BatchAugment
 
 matplotlib.use("agg")
 

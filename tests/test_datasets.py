@@ -11,7 +11,9 @@ from conftest import SUPERCLASS, cifar_batch, cifar_files, py2_dumps, write_cifa
 from PIL import Image
 
 from sifar import TrainConfig, UserError
-from sifar.datasets import fit_image, load_data, read_image, stratified_split
+from sifar.data.datasets import load_data
+from sifar.data.image import fit_image, read_image
+from sifar.data.splits import stratified_split
 
 
 def load(dataset="cifar100", **kwargs): return load_data(TrainConfig(dataset=str(dataset), **kwargs))
@@ -241,7 +243,7 @@ def test_a_cache_that_cannot_be_written_is_only_a_warning(image_folder, tmp_path
 def test_images_that_do_not_fit_into_memory_are_one_line(image_folder, tmp_path):
     code = f"""import resource
 from sifar import TrainConfig, UserError
-from sifar.datasets import load_data
+from sifar.data.datasets import load_data
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, 2 * (used + 40 * 2**20,))
 try: load_data(TrainConfig(dataset={str(image_folder)!r}, data={str(tmp_path)!r}, sz=512))

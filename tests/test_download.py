@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import Mirror, cifar_tar
 
-from sifar import TrainConfig, UserError, datasets, download
-from sifar.datasets import load_data
+from sifar import TrainConfig, UserError
+from sifar.data import datasets, download
+from sifar.data.datasets import load_data
 
 
 def load(data): return load_data(TrainConfig(data=str(data)))

@@ -14,9 +14,9 @@ from PIL import Image
 
 import train
 from sifar import TrainConfig, get_dls, get_learner
-from sifar.config import parse_args, without_flags
-from sifar.explore import SUGGESTIONS, find_lr, profile, shown, step_times
-from sifar.terminal import ROOT
+from sifar.cli import parse_args, without_flags
+from sifar.files import ROOT
+from sifar.training.explore import SUGGESTIONS, find_lr, profile, shown, step_times
 
 SMALL = "--dataset", "digits", "--arch", "resnet8", "--bs", "64"
 

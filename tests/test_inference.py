@@ -8,8 +8,8 @@ from conftest import write_cifar
 from PIL import Image
 
 from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner, load_learner
-from sifar.datasets import MAX_PIXELS, MAX_SIDE
-from sifar.share import some_images, write_learner
+from sifar.data.image import MAX_PIXELS, MAX_SIDE
+from sifar.share.export import some_images, write_learner
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

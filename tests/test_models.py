@@ -3,7 +3,7 @@ import torch
 
 from sifar import UserError
 from sifar.config import ARCHS
-from sifar.models import WIDTHS, get_model
+from sifar.training.models import WIDTHS, get_model
 
 
 def params(model): return sum(o.numel() for o in model.parameters())

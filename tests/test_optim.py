@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from sifar import TrainConfig, get_dls, get_learner
-from sifar.models import get_model
-from sifar.optim import Muon, orthogonalize, split_filters, split_norms
+from sifar.training.models import get_model
+from sifar.training.optim import Muon, orthogonalize, split_filters, split_norms
 
 
 @pytest.mark.parametrize("shape", [(20, 60), (60, 20), (24, 24)])

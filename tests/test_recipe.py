@@ -30,13 +30,13 @@ from safetensors.torch import save
 from torch import nn
 
 from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner, load_learner
-from sifar.inference import get_classifier
-from sifar.recipe import FIELDS, MAX_JSON, build, pickle_of, restore, take_apart
-from sifar.share import describe, some_images
+from sifar.share.export import describe, some_images
+from sifar.share.predictor import get_classifier
+from sifar.training.recipe import FIELDS, MAX_JSON, build, pickle_of, restore, take_apart
 
 ROOT = Path(__file__).parents[1]
 FOUR_NAMES = {
-    "sifar.recipe restore", "torch._utils _rebuild_tensor_v2", "torch ByteStorage", "collections OrderedDict"}
+    "sifar.training.recipe restore", "torch._utils _rebuild_tensor_v2", "torch ByteStorage", "collections OrderedDict"}
 
 
 def new_learner(path=".", **changes):

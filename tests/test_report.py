@@ -13,13 +13,14 @@ from conftest import write_cifar, write_images
 from PIL import Image
 
 import train
-from sifar import TrainConfig, UserError, get_dls, get_learner, report
-from sifar.calibration import calibration_error, fit_temperature, reliability, with_temperature
-from sifar.callbacks import RunLog
-from sifar.dataloaders import make_dls
-from sifar.datasets import ImageData
-from sifar.learner import load_run
+from sifar import TrainConfig, UserError, get_dls, get_learner
+from sifar.data.datasets import ImageData
+from sifar.data.loaders import make_dls
 from sifar.plots import bars
+from sifar.runs.run import report
+from sifar.runs.calibration import calibration_error, fit_temperature, reliability, with_temperature
+from sifar.runs.load import load_run
+from sifar.training.callbacks import RunLog
 
 SECTIONS = "Training", "Calibration", "Classes", "Confusions", "Top losses", "Settings", "Versions"
 

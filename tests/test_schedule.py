@@ -3,7 +3,7 @@ import math
 import pytest
 
 from sifar import TrainConfig, get_dls, get_learner
-from sifar.schedule import warmup_cosine
+from sifar.training.schedule import warmup_cosine
 
 
 def formula(step, steps, lr, warmup):

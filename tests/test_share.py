@@ -27,11 +27,11 @@ import export
 import train
 from bench.archive import archive
 from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner, load_learner
-from sifar.datasets import load_data
-from sifar.learner import load_run
-from sifar.predict import main as predict
-from sifar.share import write_learner
-from sifar.space import write_space
+from sifar.data.datasets import load_data
+from sifar.runs.load import load_run
+from sifar.share.export import write_learner
+from sifar.share.predict import main as predict
+from sifar.share.space import write_space
 
 ROOT = Path(__file__).parents[1]
 
@@ -267,7 +267,7 @@ def test_a_space_is_complete(exported):
 
 def test_a_space_that_was_broken_off_can_be_written_again(exported, tmp_path, monkeypatch):
     def broken_off(about): raise OSError("the disk is full")
-    monkeypatch.setattr("sifar.space.requirements", broken_off)
+    monkeypatch.setattr("sifar.share.space.requirements", broken_off)
     with pytest.raises(OSError): write_space(exported[0], tmp_path / "space")
     monkeypatch.undo()
     write_space(exported[0], tmp_path / "space")
@@ -382,7 +382,7 @@ def hub():
 
 def push(run, port, token="hf_secret", name="someone/demo"):
     env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(run / "nowhere"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": token}
-    code = f"from sifar.errors import one_line_errors\nfrom sifar.space import push_space\nfrom sifar.terminal import log_to_screen\nlog_to_screen()\nwith one_line_errors(): push_space({str(run)!r}, {name!r})"
+    code = f"from sifar.cli import one_line_errors\nfrom sifar.share.space import push_space\nfrom sifar.log import log_to_screen\nlog_to_screen()\nwith one_line_errors(): push_space({str(run)!r}, {name!r})"
     return subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=env, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -391,7 +391,7 @@ def test_push_uploads_the_space(exported, hub):
     assert done.returncode == 0 and "/spaces/someone/demo is on line" in done.stdout.replace("\n", " "), done.stderr
     assert (exported[0] / "learner.pkl").read_bytes() in hub.stored.values()
     names = {o["value"]["path"] for o in hub.stored["commit"] if o["key"] in ("file", "lfsFile")}
-    assert {"app.py", "learner.pkl", "model.json", "README.md", "requirements.txt", ".gitattributes", "sifar/inference.py", "sifar/recipe.py", "examples/apple.png"} <= names
+    assert {"app.py", "learner.pkl", "model.json", "README.md", "requirements.txt", ".gitattributes", "sifar/share/predictor.py", "sifar/training/recipe.py", "examples/apple.png"} <= names
     assert {o for path, o in hub.calls if path.startswith("/api/spaces")} == {"Bearer hf_secret"} and "hf_secret" not in done.stdout + done.stderr
 
 
@@ -409,7 +409,7 @@ def test_a_push_without_a_network_a_token_or_a_name_is_one_line(exported):
 
 
 def test_commands_keep_no_folder_of_a_machine():
-    from sifar.share import without_folders
+    from sifar.cli import without_folders
     command = r"python /home/alice/train.py --runs ../../home/alice/r --data=../alice/x file:///home/alice/f 'C:\Users\alice\c' --dataset pets/small --lr 0.1"
     assert without_folders(command) == "python train.py --runs r --data=x f c --dataset pets/small --lr 0.1"
     assert without_folders("train.py --runs=/home/alice/lr=0.1 /home/alice=x/b") == "train.py --runs=lr=0.1 b"

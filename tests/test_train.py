@@ -16,7 +16,7 @@ from conftest import write_cifar
 import export
 import train
 from sifar import TrainConfig
-from sifar.learner import load_run
+from sifar.runs.load import load_run
 
 resource = pytest.importorskip("resource", reason="POSIX limits and signals")
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from PIL import Image
 from test_app import BAD, ROOT, Page
 
 from sifar import Predictor, TrainConfig, get_dls, get_learner
-from sifar.share import some_images
+from sifar.share.export import some_images
 
 pytestmark = pytest.mark.slow
 CLIENTS, SECONDS, AT_ONCE = 64, 120, 1          # AT_ONCE: the page's concurrency_limit

@@ -10,7 +10,8 @@ import pytest
 from conftest import Mirror, cifar_files, cifar_tar
 from test_download import load
 
-from sifar import UserError, download
+from sifar import UserError
+from sifar.data import download
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,8 @@ KILLED = """
 import sys; sys.path[:0] = {path!r}
 from dataclasses import replace
 import hashlib
-from sifar import TrainConfig, datasets
+from sifar import TrainConfig
+from sifar.data import datasets
 content = open({archive!r}, "rb").read()
 cifar = datasets.CIFARS["cifar100"]
 datasets.CIFARS["cifar100"] = replace(cifar, n_train=400, n_test=200, archive=replace(cifar.archive, md5=hashlib.md5(content).hexdigest(), size=len(content), urls=("http://127.0.0.1:9/x.tar.gz",)))

@@ -17,7 +17,8 @@ from PIL import Image
 from test_datasets import load
 from test_train import command
 
-from sifar import UserError, datasets
+from sifar import UserError
+from sifar.data import datasets
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_recipe import JSON, QUIETLY, good, header, hostile, text_of, write  # noqa: F401      good is a fixture
 
 from sifar import UserError, load_learner
-from sifar.recipe import pickle_of
+from sifar.training.recipe import pickle_of
 
 pytestmark = pytest.mark.slow
 

@@ -12,11 +12,11 @@ from fastai.torch_core import TensorImage, to_device
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
+from ..errors import UserError
+from ..files import write_file
+from ..log import log, silent_stderr
 from .callbacks import GrowImages, Mix, SeedEpochs, StopOnNaN
-from .errors import UserError
-from .files import write_file
 from .learner import get_learner
-from .terminal import log, silent_stderr
 
 SUGGESTIONS = "valley", "steep", "slide", "minimum"
 
@@ -41,7 +41,7 @@ def write_lr_find(cfg, dls, folder):
     found, lrs, losses = find_lr(cfg, dls)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     write_file(folder / "lr_find.csv", "lr,loss\n" + "".join(f"{a:.6g},{b:.6g}\n" for a, b in zip(lrs, losses)))
-    from .plots import COLOURS, figure
+    from ..plots import COLOURS, figure
     low, start = np.nanmin(losses), np.nanmedian(losses[:10])       # what comes after the minimum rises out of the picture
     room = max(start - low, 0.01 * start)
     with figure(title=f"lr_find: {cfg.arch} on {Path(cfg.dataset).name}, {cfg.opt}", xlabel="learning rate", ylabel="loss, smoothed", xscale="log", ylim=(low - 0.1 * room, start + 0.3 * room)) as (ax, png):
@@ -62,7 +62,7 @@ def auto_lr(cfg, dls, folder):
 
 def write_batches(cfg, dls, folder):
     "Sheets of what the model sees in the first epoch: plots/batch.png, 32 images, and plots/one_image.png, the first of them 16 times."
-    from .plots import sheet
+    from ..plots import sheet
     learn = get_learner(dls, cfg)
     n = len(dls.train.dataset)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def shown(dl, idxs, learn, n_epoch=1):
 
 def mixed_label(shares, vocab):
     "The class, or two of them with their shares."
-    from .plots import short
+    from ..plots import short
     parts = [(p, short(vocab[i])) for p, i in zip(*(o.tolist() for o in shares.topk(2))) if p > 0.005]
     return parts[0][1] if len(parts) == 1 else "\n".join(f"{100 * p:.0f} % {o}" for p, o in parts)
 

@@ -9,10 +9,10 @@ from fastcore.all import chunked, first
 from torch import nn
 from torch.nn import functional as F
 
-from .datasets import read_image
-from .errors import UserError
-from .learner import pick_device
-from .recipe import load_learner
+from ..data.image import read_image
+from ..errors import UserError
+from ..training.precision import pick_device
+from ..training.recipe import load_learner
 
 
 class Classifier(nn.Module):

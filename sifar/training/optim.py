@@ -5,7 +5,7 @@ import torch
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import trainable_params
 
-from .errors import UserError
+from ..errors import UserError
 
 DEFAULTS = {"sgd": (0.1, 5e-4), "muon": (0.06, 5e-4), "adamw": (1e-3, 0.05)}      # peak learning rate, weight decay
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-ROOT = Path(__file__).parents[1]
+from .files import ROOT
+
 console = Console(highlight=False, emoji=False)
 log = logging.getLogger("sifar")
 TIMED = logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S")

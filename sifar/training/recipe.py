@@ -27,9 +27,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from .dataloaders import ReadImage, empty_dls
-from .errors import UserError
-from .files import write_file
+from ..data.loaders import ReadImage, empty_dls
+from ..errors import UserError
+from ..files import write_file
 from .models import get_model
 
 FORMAT = 1                              # of the recipe; a change that older versions cannot read makes it 2

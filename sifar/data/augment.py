@@ -5,7 +5,6 @@ import random
 import numpy as np
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")       # its import asks the network for a newer version otherwise
-
 import albumentations as A
 import cv2
 

@@ -2,7 +2,6 @@
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,12 +15,13 @@ import numpy as np
 import torch
 from fastai.learner import defaults
 
-from .config import read_settings
-from .errors import UserError, one_line_errors
-from .files import write_file
-from .inference import Predictor, get_classifier
-from .learner import load_run
-from .terminal import ROOT, log
+from ..cli import one_line_errors, without_folders
+from ..errors import UserError
+from ..files import ROOT, write_file
+from ..log import log
+from ..runs.load import load_run
+from ..runs.run import read_settings
+from .predictor import Predictor, get_classifier
 
 KEPT_FACTS = "parameters", "epochs", "seed", "images", "valid", "test", "commands", "versions", "git_commit"
 TOLERANCE = 1e-5                                                                        # of a probability, between a model and what it was exported to
@@ -100,15 +100,6 @@ def describe(learn, cfg, about):
         "dataset": PureWindowsPath(cfg.dataset).name, "arch": cfg.arch, **about, "commands": [without_folders(o) for o in about["commands"]],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def without_folders(command):
-    "A command line with the names of files and folders instead of their absolute paths."
-    def short(o):
-        flag, _, value = o.partition("=")
-        def far(o): return Path(o).is_absolute() or PureWindowsPath(o).is_absolute() or ".." in Path(o).parts or "://" in o
-        return f"{flag}={PureWindowsPath(value).name}" if flag.startswith("-") and far(value) else PureWindowsPath(o).name if far(o) else o
-    return shlex.join(map(short, shlex.split(command)))
 
 
 def write_onnx(learn, path):

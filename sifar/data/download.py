@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from .errors import UserError, one_line
+from ..errors import UserError, one_line
 
 STALLED = 30                # seconds without a byte after which the next mirror is tried
 SLOW = 100_000              # bytes/s; slower than this over PATIENCE, the next mirror is tried

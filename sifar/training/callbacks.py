@@ -14,10 +14,10 @@ from fastai.learner import AvgSmoothLoss, Callback, CancelFitException
 from fastai.torch_core import set_seed
 from fastcore.all import L, noop
 
+from ..errors import UserError, one_line
+from ..files import write_file
+from ..log import log
 from .cpu import small_convs
-from .errors import UserError, one_line
-from .files import write_file
-from .terminal import log
 
 
 class Precision(MixedPrecision):

@@ -14,7 +14,9 @@ from fastcore.all import chunked, first
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from .datasets import SPLITS, ImageData, load_data, read_image
+from .datasets import ImageData, load_data
+from .image import read_image
+from .splits import SPLITS
 
 
 class ReadImage(Transform):

@@ -6,9 +6,9 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from .errors import UserError
-from .files import write_file
-from .terminal import ROOT, log
+from ..errors import UserError
+from ..files import ROOT, write_file
+from ..log import log
 
 NEEDED = "fastai", "fastcore", "gradio", "matplotlib", "numpy", "pillow", "rich", "safetensors", "torch", "torchvision"      # what the page imports
 LICENSE = "apache-2.0"
@@ -42,7 +42,7 @@ def check_folder(folder):
     return folder
 
 
-def space_files(): return [ROOT / "app.py", ROOT / "LICENSE", *sorted((ROOT / "sifar").glob("*.py")), *sorted((ROOT / "examples").glob("*.png"))]
+def space_files(): return [ROOT / "app.py", ROOT / "LICENSE", *sorted((ROOT / "sifar").rglob("*.py")), *sorted((ROOT / "examples").glob("*.png"))]
 
 
 def requirements(about):

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import ARCHS, nearest
-from .errors import UserError, one_line
+from ..config import ARCHS, nearest
+from ..errors import UserError, one_line
 
 WIDTHS = {                              # channels of each stage, blocks of each stage
     "resnet8": ((16, 32, 64), (1, 1, 1)),

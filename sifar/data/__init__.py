@@ -1,0 +1,1 @@
+"Data sets: from archives and folders to DataLoaders."

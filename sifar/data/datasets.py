@@ -1,0 +1,61 @@
+"""Which data sets there are, as one array of images with labels, class names and splits."""
+import functools
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..config import TrainConfig, check_dataset
+from .cifar import CIFARS, read_cifar
+from .folder import read_folder
+from .splits import SPLITS, stratified_split
+
+
+@dataclass(frozen=True)
+class ImageData:
+    "A data set in memory; `train`, `valid` and `test` are row numbers into `images` and `labels`."
+    images: np.ndarray                      # (n, sz, sz, 3) uint8
+    labels: np.ndarray                      # (n,) int64, indices into vocab
+    vocab: list                             # class names
+    train: np.ndarray
+    valid: np.ndarray                       # what choices are made on; may be empty
+    test: np.ndarray                        # evaluated once, at the end; may be empty
+    superclasses: list | None = None        # for each class the name of its superclass
+    mirrored: bool = True                   # whether a mirrored image is one of the same class
+
+    def __deepcopy__(self, memo): return self       # nothing of it is ever changed
+
+    @functools.cached_property
+    def checksum(self): return zlib.crc32(np.ascontiguousarray(self.images).data)
+
+    def stats(self):
+        "Mean and standard deviation a channel of the training images, for pixels in 0 to 1: two lists of 3."
+        counts = np.sum([[np.bincount(o[..., c].ravel(), minlength=256) for c in range(3)]
+                         for o in np.array_split(self.images[self.train], 16)], axis=0)
+        p, x = counts / counts[0].sum(), np.arange(256) / 255
+        mean = p @ x
+        return mean.tolist(), np.sqrt(np.maximum(p @ x**2 - mean**2, 1e-12)).tolist()
+
+
+def load_data(cfg: TrainConfig):
+    "The data set that `cfg` names, as ImageData. Errors: UserError for whatever is missing, damaged or out of range."
+    check_dataset(cfg.dataset)
+    if cfg.dataset == "digits": data = read_digits()
+    elif cfg.dataset in CIFARS: data = read_cifar(CIFARS[cfg.dataset], cfg.data)
+    else: data = read_folder(Path(cfg.dataset), cfg.sz, Path(cfg.data) / "cache")
+    images, labels, split, vocab, extra = data
+    train, valid, test = (np.flatnonzero(split == o) for o in SPLITS)
+    if not len(valid): train, valid = stratified_split(train, labels, cfg.valid_pct, cfg.seed)
+    return ImageData(images, labels, vocab, train, valid, test, **extra)
+
+
+def read_digits():
+    "scikit-learn's 1,797 handwritten digits, 8x8 grey, as 32x32 RGB; a fixed stratified fifth of them is the test set."
+    from sklearn.datasets import load_digits
+    x, y = load_digits(return_X_y=True)
+    grey = [Image.fromarray((o.reshape(8, 8) * 255 / 16).astype(np.uint8)) for o in x]
+    images = np.stack([np.asarray(o.resize((32, 32), Image.Resampling.BILINEAR).convert("RGB")) for o in grey])
+    test = stratified_split(np.arange(len(y)), y, 0.2, 0)[1]
+    return images, y, np.where(np.isin(np.arange(len(y)), test), "test", "train"), [str(o) for o in range(10)], {"mirrored": False}

@@ -1,0 +1,1 @@
+"Run folders: what they hold, and what is said of it."

@@ -1,0 +1,1 @@
+"A run as files for others: learner, predictions, Space."

@@ -1,0 +1,78 @@
+"""Classify image files and folders of them: python -m sifar.predict MODEL IMAGE..."""
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from ..cli import cli, one_line_errors
+from ..errors import UserError
+from ..files import write_file
+from ..log import log, log_to_screen, progress, quiet_imports
+
+
+@dataclass
+class PredictConfig:
+    """Classify image files, and all files in folders of them; what cannot be read is reported and skipped."""
+    model: Positional[Path]
+    "learner.pkl, or the run folder that holds it"
+    images: Positional[tuple[Path, ...]]
+    "image files and folders of them"
+    top_k: int = 5
+    "number of labels for each image"
+    csv: Path | None = None
+    "file for the labels and probabilities, instead of the terminal"
+
+
+def predict(cfg):
+    if cfg.top_k < 1: raise UserError(f"--top-k {cfg.top_k} is out of range: it must be at least 1.")
+    if cfg.csv and cfg.csv.is_dir(): raise UserError(f"--csv {cfg.csv} is a folder: name a file.")
+    from .predictor import Predictor
+    predictor, files, rows = Predictor(cfg.model), list_images(cfg.images), []
+    with progress() as bar:
+        task = bar.add_task("", total=len(files))
+        for f, top in zip(files, predictor.predict_each(files, cfg.top_k)):
+            bar.advance(task)
+            if isinstance(top, UserError): log.warning("Skipped: %s", top.text)
+            else:
+                rows.append([f, *(o for pair in top for o in pair)])
+                if not cfg.csv: log.info("%s  %s", f, "  ".join(f"{label} {100 * p:.1f} %" for label, p in top))
+    if not rows: raise UserError(f"None of the {len(files)} files could be read as an image.")
+    if cfg.csv: write_csv(cfg.csv, rows)
+    if cfg.csv or len(rows) < len(files): log.info("%d of %d images classified%s", len(rows), len(files), f", all in {cfg.csv}" if cfg.csv else "")
+
+
+def list_images(paths):
+    "The files among `paths`, and those in the folders among them, as visible_files has them. Errors: UserError."
+    from ..data.folder import visible_files
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists(): raise UserError(f"{path} is missing.")
+        found = [path] if path.is_file() else visible_files(path)
+        if not found: raise UserError(f"{path} holds no files.")
+        files += found
+    if not files: raise UserError("No images are named: python -m sifar.predict MODEL IMAGE...")
+    return files
+
+
+def write_csv(path, rows):
+    "Write rows of file, label, probability, label, probability, ... with a header."
+    text, k = io.StringIO(), len(rows[0]) // 2
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(["file", *(f"{o}_{i}" for i in range(1, k + 1) for o in ("label", "probability"))])
+    out.writerows([f"{o:.6f}" if isinstance(o, float) else o for o in row] for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write = Path.write_bytes if path.exists() and not path.is_file() else write_file        # a device such as /dev/stdout stays one
+    write(path, text.getvalue().encode(errors="surrogateescape"))               # file names are bytes
+
+
+def main(args=None):
+    with one_line_errors():
+        cfg = cli(PredictConfig, args, "python -m sifar.predict")
+        quiet_imports()
+        log_to_screen()
+        predict(cfg)
+
+
+if __name__ == "__main__": main()
