@@ -8,7 +8,7 @@ from PIL import Image
 
 import train
 from sifar.plots import curves
-from sifar.runs.run import compare
+from sifar.runs import compare
 from sifar.runs.run import read_history
 
 

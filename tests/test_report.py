@@ -17,7 +17,7 @@ from sifar import TrainConfig, UserError, get_dls, get_learner
 from sifar.data.datasets import ImageData
 from sifar.data.loaders import make_dls
 from sifar.plots import bars
-from sifar.runs.run import report
+from sifar.runs import report
 from sifar.runs.calibration import calibration_error, fit_temperature, reliability, with_temperature
 from sifar.runs.load import load_run
 from sifar.training.callbacks import RunLog
