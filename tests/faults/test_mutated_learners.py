@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 class Door:
-    "Counts the files that load_learner is tried with, and those that it refuses; the others must be classifiers."
+    "Counts the files that load_learner is tried with, and that it refuses; the others must be classifiers."
 
     def __init__(self, path): self.path, self.tried, self.refused, self.slowest = path, 0, 0, 0.0
 
