@@ -313,8 +313,8 @@ NO_ARCHS = (
     "hf-hub:a/b", "timm:local-dir:/tmp/model", "timm:hf_hub:x", "timm:/etc/passwd", "os.system")
 NO_SIZES = None, True, 32.0, "32", 7, 513, -32, 10**30, [32]
 NO_NAMES = (
-    9, None, ["9"], "8", "", "a\nb", "a\rb", "\x1b[2J", "\0", "a\u2028b", "\x85", "a\u202eb", "a\u2066b", "a\u200fb",
-    "\ud800", "x" * 256, "x" * 10**6)
+    9, None, ["9"], "8", "", "a\nb", "a\rb", "\x1b[2J", "\0", "a\u2028b", "\x85", "a\u202eb", "a\u2066b",
+    "a\u200fb", "\ud800", "x" * 256, "x" * 10**6)
 NO_SUPERCLASSES = False, [], "0123456789", NAMES * 2, [*NAMES[:9], 9], [*NAMES[:9], "a\nb"], {"0": "1"}
 NO_STATS = (
     None, 0.5, [0.5] * 4, [0.5, 0.5, 1], [0.5, 0.5, "0.5"], [0.5, 0.5, None], [0.5, 0.5, -1.0],
