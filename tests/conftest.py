@@ -70,14 +70,30 @@ def python(tmp_path_factory):
     sys.executable = COLD
 
 
+@pytest.fixture(autouse=True)
+def cold(request, monkeypatch):
+    "Campaigns of faults start the real Python: they kill whole groups of processes, and take their rights away."
+    if request.path.parent.name == "faults": monkeypatch.setattr(sys, "executable", COLD)
+
+
+SAVEFIG = Figure.savefig
+
+
 def stand_in(fig, path, *args, **kwargs): Image.new("RGB", (640, 480), "white").save(path, "png")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_figures():
+    "A white picture stands in for each figure, as those of a report take matplotlib seconds."
+    Figure.savefig = stand_in
+    yield
+    Figure.savefig = SAVEFIG
 
 
 @pytest.fixture(autouse=True)
 def figures(request, monkeypatch):
-    "Only the tests that look at figures draw them; elsewhere a white picture stands in, as a report's take matplotlib seconds."
-    if "drawn" in request.fixturenames or request.node.get_closest_marker("figures"): return
-    monkeypatch.setattr(Figure, "savefig", stand_in)
+    "The tests that look at figures draw them."
+    if request.node.get_closest_marker("figures"): monkeypatch.setattr(Figure, "savefig", SAVEFIG)
 
 
 SUPERCLASS = [c // 5 for c in range(100)]
@@ -209,7 +225,10 @@ def image_folder(tmp_path):
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
     "The folder of a finished run of 8 epochs on digits."
-    def make(folder): train.main(["--preset", "smoke", "--epochs", "8", "--runs", str(folder), "--name", "a"])
+    def make(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Figure, "savefig", SAVEFIG)           # tests look at its report
+            train.main(["--preset", "smoke", "--epochs", "8", "--sizes", "16x5,32x3", "--runs", str(folder), "--name", "a"])
     return made_once(tmp_path_factory, "finished", make) / "digits" / "a"
 
 
@@ -223,11 +242,11 @@ def exported(run_folder, tmp_path_factory):
 @pytest.fixture
 def drawn(monkeypatch):
     "The first axis of each figure that is drawn from here on, by the title of either."
-    found, savefig = {}, Figure.savefig
+    found = {}
 
     def save(fig, *args, **kwargs):
         found[fig.get_suptitle() or fig.axes[0].get_title()] = fig.axes[0]
-        return savefig(fig, *args, **kwargs)
+        return SAVEFIG(fig, *args, **kwargs)
     monkeypatch.setattr(Figure, "savefig", save)
     return found
 

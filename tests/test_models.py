@@ -27,7 +27,8 @@ def test_the_stem_keeps_the_full_size():
     assert x.shape == (1, 64, 32, 32) and model.blocks(x).shape == (1, 512, 4, 4)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", *(
+    pytest.param(o, marks=pytest.mark.slow) for o in ("resnet18", "densenet121", "vit_tiny_patch16_224"))])
 def test_timm_models_fit_small_images(name):
     model = get_model(f"timm:{name}", 10)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
