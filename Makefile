@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo app test faults
+.PHONY: demo app test test-all faults
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
@@ -15,9 +15,10 @@ results/%/learner.pkl: results/%/model.safetensors | .venv/installed
 	$(BIN)/python export.py $(@D)
 
 test: .venv/installed-dev
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m bench.suite
+
+test-all: .venv/installed-dev
+	$(BIN)/python -m bench.suite -m "slow or not slow" --ignore tests/faults
 
 faults: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow tests/faults

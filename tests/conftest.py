@@ -1,18 +1,25 @@
-"""Tiny data sets in the official formats, and short trainings that several tests look at."""
+"""Tiny data sets in the official formats, short trainings that several tests look at, processes that start at once."""
 import gzip
 import hashlib
 import http.server
 import io
 import os
+import shlex
 import struct
+import sys
 import tarfile
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+# Before torch is imported: two workers whose torch has two threads each slow each other 20-fold on 2 cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
+import torch
+from filelock import FileLock
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -21,10 +28,72 @@ import train
 from sifar.data import datasets, download
 from sifar.log import log
 
+COLD = sys.executable           # a Python that starts as it does for users
+
 
 def pytest_configure(config):
     "But for the tests of GPUs, all is about processors, on every machine."
     if "gpu" not in config.option.markexpr.replace("not gpu", ""): os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(1)
+
+
+def shared(tmp_path_factory):
+    "The folder of this run of the tests that all its workers see."
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def made_once(tmp_path_factory, name, make):
+    "The folder that `make` fills: once, for all workers."
+    folder = shared(tmp_path_factory) / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def python(tmp_path_factory):
+    "Processes are forked from a server that has imported all: see forkserver.py. conftest.COLD is the real Python."
+    if sys.platform != "linux":
+        yield COLD
+        return
+    folder = shared(tmp_path_factory)
+    main = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    script = tmp_path_factory.mktemp("bin") / "python"
+    words = [COLD, "-IS", Path(__file__).with_name("forkserver.py"), folder / "forkserver", main]
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
+    script.chmod(0o755)
+    sys.executable = str(script)
+    yield sys.executable
+    sys.executable = COLD
+
+
+@pytest.fixture(autouse=True)
+def cold(request, monkeypatch):
+    "Campaigns of faults start the real Python: they kill whole groups of processes, and take their rights away."
+    if request.path.parent.name == "faults": monkeypatch.setattr(sys, "executable", COLD)
+
+
+SAVEFIG = Figure.savefig
+
+
+def stand_in(fig, path, *args, **kwargs): Image.new("RGB", (640, 480), "white").save(path, "png")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_figures():
+    "A white picture stands in for each figure, as those of a report take matplotlib seconds."
+    Figure.savefig = stand_in
+    yield
+    Figure.savefig = SAVEFIG
+
+
+@pytest.fixture(autouse=True)
+def figures(request, monkeypatch):
+    "The tests that look at figures draw them."
+    if request.node.get_closest_marker("figures"): monkeypatch.setattr(Figure, "savefig", SAVEFIG)
 
 
 SUPERCLASS = [c // 5 for c in range(100)]
@@ -156,27 +225,28 @@ def image_folder(tmp_path):
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
     "The folder of a finished run of 8 epochs on digits."
-    folder = tmp_path_factory.mktemp("finished")
-    train.main(["--preset", "smoke", "--epochs", "8", "--runs", str(folder), "--name", "a"])
-    return folder / "digits" / "a"
+    def make(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Figure, "savefig", SAVEFIG)           # tests look at its report
+            train.main(["--preset", "smoke", "--epochs", "8", "--sizes", "16x5,32x3", "--runs", str(folder), "--name", "a"])
+    return made_once(tmp_path_factory, "finished", make) / "digits" / "a"
 
 
 @pytest.fixture(scope="session")
 def exported(run_folder, tmp_path_factory):
     "That run, exported with all that export.py can write; not to be changed."
-    space = tmp_path_factory.mktemp("space")
-    export.main([str(run_folder), "--onnx", "--weights", "--space", str(space)])
-    return run_folder, space
+    def make(space): export.main([str(run_folder), "--onnx", "--weights", "--space", str(space / "space")])
+    return run_folder, made_once(tmp_path_factory, "exported", make) / "space"
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     "The first axis of each figure that is drawn from here on, by the title of either."
-    found, savefig = {}, Figure.savefig
+    found = {}
 
     def save(fig, *args, **kwargs):
         found[fig.get_suptitle() or fig.axes[0].get_title()] = fig.axes[0]
-        return savefig(fig, *args, **kwargs)
+        return SAVEFIG(fig, *args, **kwargs)
     monkeypatch.setattr(Figure, "savefig", save)
     return found
 

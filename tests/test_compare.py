@@ -16,7 +16,7 @@ from sifar.runs.run import read_history
 def runs(tmp_path_factory):
     "Two runs that differ in their seed, and one that differs in its epochs."
     folder = tmp_path_factory.mktemp("runs")
-    small = "--dataset", "digits", "--arch", "resnet8", "--bs", "256", "--runs", str(folder)
+    small = "--dataset", "digits", "--arch", "resnet8", "--bs", "512", "--runs", str(folder)
     with contextlib.redirect_stdout(io.StringIO()) as said: train.main([*small, "--epochs", "2", "--seeds", "2", "--seed", "5", "--name", "pair"])
     (folder / "said").write_text(said.getvalue())
     train.main([*small, "--epochs", "1", "--seed", "5", "--name", "short"])
@@ -40,10 +40,17 @@ def mean_of_pair(runs):
     return f"test top-1 {(a + b) / 2:.2f} ± {abs(a - b) / 2**0.5:.2f} % (n = 2, seeds 5, 6)"
 
 
+@pytest.mark.figures
+def test_the_plot_is_a_picture(runs, tmp_path, capsys):
+    out(capsys, runs / "short", "--plot", tmp_path / "c.png")
+    with Image.open(tmp_path / "c.png") as img: assert len(img.convert("RGB").getcolors(2**24)) > 3
+
+
 def test_seeds_are_runs_of_their_own(runs):
     assert sorted(o.name for o in runs.iterdir()) == ["pair-5", "pair-6", "short"]
     settings = [json.loads((runs / o / "config.json").read_text())["settings"] for o in ("pair-5", "pair-6")]
     assert [o["seed"] for o in settings] == [5, 6] and [o["seeds"] for o in settings] == [1, 1]
+    assert read_history(runs / "pair-5")[0]["train_loss"] != read_history(runs / "pair-6")[0]["train_loss"]
     assert mean_of_pair(runs) in (runs.parent / "said").read_text()
 
 
@@ -54,7 +61,6 @@ def test_the_table_has_the_settings_that_differ_and_the_results(runs, tmp_path, 
     assert header[:2] == ["epochs", "seed"] and "arch" not in header
     test = json.loads((runs / "pair-6" / "metrics.json").read_text())["test"]["top1"]
     assert any(f"{100 * test:.2f}" in o and "pair-6" in o for o in lines)
-    with Image.open(tmp_path / "c.png") as img: assert img.size[0] > 300
 
 
 def test_columns_without_room_go_below(runs, tmp_path, capsys):
@@ -84,7 +90,7 @@ def test_the_best_valid_and_the_curves_are_those_of_the_runs(runs, tmp_path, cap
 
 
 def test_a_run_without_validation_is_compared_by_its_training_loss(runs, tmp_path, capsys, drawn):
-    train.main(["--dataset", "digits", "--arch", "resnet8", "--bs", "256", "--epochs", "1", "--valid-pct", "0", "--runs", str(tmp_path), "--name", "all"])
+    train.main(["--dataset", "digits", "--arch", "resnet8", "--bs", "512", "--epochs", "1", "--valid-pct", "0", "--runs", str(tmp_path), "--name", "all"])
     run = tmp_path / "digits" / "all"
     assert "no accuracy on valid: all" in out(capsys, run, runs / "short", "--plot", tmp_path / "c.png")
     out(capsys, run, "--plot", tmp_path / "c.png")

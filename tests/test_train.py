@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_cifar
+from conftest import COLD, write_cifar
 
 import export
 import train
@@ -21,7 +21,8 @@ from sifar.runs.load import load_run
 resource = pytest.importorskip("resource", reason="POSIX limits and signals")
 ROOT = Path(__file__).parents[1]
 ONE_EPOCH, TWO_EPOCHS = (rf"  +{i} +\d\.\d{{4}} " for i in (1, 2))         # rows of the log's table
-SMALL = "--dataset", "digits", "--arch", "resnet8", "--bs", "64", "--warmup", "0.2", "--epochs", "4"
+SMALL = "--dataset", "digits", "--arch", "resnet8", "--bs", "64", "--sizes", "16x3,32", "--warmup", "0.2", "--epochs", "4"
+SHORT = "--dataset", "digits", "--arch", "resnet8", "--bs", "512", "--warmup", "0.2", "--epochs", "1"      # two batches
 
 
 def run(*args): train.main([str(o) for o in args])
@@ -92,8 +93,6 @@ def test_metrics_are_those_of_the_best_epoch_and_of_one_look_at_the_test_set(und
 def test_the_same_seed_gives_the_same_run_with_and_without_workers(undisturbed, tmp_path):
     run(*SMALL, "--runs", tmp_path, "--name", "again", "--workers", "2")
     assert_same_run(undisturbed, tmp_path / "digits" / "again")
-    run(*SMALL, "--runs", tmp_path, "--name", "other", "--seed", "1")
-    assert history(undisturbed) != history(tmp_path / "digits" / "other")
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
@@ -108,7 +107,6 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(undisturbed, tmp_path, s
     run("--resume", path)
     assert_same_run(undisturbed, path)
     assert len(json.loads((path / "config.json").read_text())["commands"]) == 2
-    assert json.loads((path / "metrics.json").read_text())["test"] == json.loads((undisturbed / "metrics.json").read_text())["test"]
 
 
 def test_a_run_stopped_in_its_first_epoch_can_be_resumed(undisturbed, tmp_path):
@@ -120,7 +118,7 @@ def test_a_run_stopped_in_its_first_epoch_can_be_resumed(undisturbed, tmp_path):
 
 
 def test_a_run_stopped_in_its_report_says_how_to_go_on(tmp_path):
-    process = start(*SMALL[:-1], 1, "--runs", tmp_path, "--name", "cut", until="valid  top-1")
+    process = start(*SHORT, "--runs", tmp_path, "--name", "cut", until="valid  top-1")
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate()
     assert process.returncode == 143 and f"--resume {tmp_path / 'digits' / 'cut'}" in out and "Traceback" not in err
@@ -148,7 +146,7 @@ def test_the_name_of_a_run_that_was_killed_at_once_is_free(tmp_path, capsys):
     left = tmp_path / "digits" / "a"
     left.mkdir(parents=True)
     (left / ".lock").touch()
-    again = *SMALL[:-1], "1", "--sizes", "16", "--runs", tmp_path, "--name", "a"
+    again = *SHORT, "--sizes", "16", "--runs", tmp_path, "--name", "a"
     run(*again)
     assert (left / "metrics.json").exists() and "Careful: the last epochs train on 16 pixels" in capsys.readouterr().out
     (left / "models" / "last.pth").unlink()                 # it is large, and what was trained is still there
@@ -157,7 +155,7 @@ def test_the_name_of_a_run_that_was_killed_at_once_is_free(tmp_path, capsys):
 
 
 def test_muon_on_a_model_without_filters_is_one_line(tmp_path, capsys):
-    assert "this architecture has none: choose --opt sgd or adamw" in failure(capsys, *SMALL, "--arch", "timm:vit_tiny_patch16_224", "--opt", "muon", "--runs", tmp_path)
+    assert "this architecture has none: choose --opt sgd or adamw" in failure(capsys, *SHORT, "--arch", "timm:vit_tiny_patch16_224", "--opt", "muon", "--runs", tmp_path)
     assert not list(tmp_path.rglob("config.json"))
 
 
@@ -190,20 +188,21 @@ def test_every_option_is_resumed_to_the_same_weights(tmp_path, options):
 
 
 def test_more_epochs_go_on_from_a_finished_run(tmp_path, capsys):
-    run(*SMALL[:-1], "2", "--runs", tmp_path, "--name", "a")
-    run("--resume", tmp_path / "digits" / "a", "--epochs", "3")
-    assert "3 epochs instead of 2" in capsys.readouterr().out
-    assert [o["epoch"] for o in history(tmp_path / "digits" / "a")] == ["1", "2", "3"]
-    assert json.loads((tmp_path / "digits" / "a" / "config.json").read_text())["settings"]["epochs"] == 3
+    run(*SHORT, "--runs", tmp_path, "--name", "a")
+    run("--resume", tmp_path / "digits" / "a", "--epochs", "2")
+    assert "2 epochs instead of 1" in capsys.readouterr().out
+    assert [o["epoch"] for o in history(tmp_path / "digits" / "a")] == ["1", "2"]
+    assert json.loads((tmp_path / "digits" / "a" / "config.json").read_text())["settings"]["epochs"] == 2
 
 
 def test_every_tenth_epoch_is_kept(tmp_path):
-    run("--dataset", "digits", "--arch", "resnet8", "--bs", "512", "--epochs", "20", "--runs", tmp_path, "--name", "a")
-    assert sorted(o.name for o in (tmp_path / "digits" / "a" / "models").iterdir()) == ["best.pth", "epoch_010.pth", "epoch_020.pth", "last.pth"]
+    run(*SHORT, "--bs", "1024", "--sizes", "8", "--epochs", "20", "--runs", tmp_path, "--name", "a")
+    kept = sorted(o.name for o in (tmp_path / "digits" / "a" / "models").iterdir())
+    assert kept == ["best.pth", "epoch_010.pth", "epoch_020.pth", "last.pth"]
 
 
 def test_without_a_validation_split_the_last_weights_count(tmp_path, capsys):
-    run(*SMALL, "--runs", tmp_path, "--name", "all", "--valid-pct", "0")
+    run(*SHORT, "--runs", tmp_path, "--name", "all", "--valid-pct", "0")
     path = tmp_path / "digits" / "all"
     metrics = json.loads((path / "metrics.json").read_text())
     assert metrics["valid"] is None and metrics["best_epoch"] is None and 0 < metrics["test"]["top1"] <= 1 and metrics["images"]["train"] == 1438
@@ -220,16 +219,19 @@ def test_cifar100_end_to_end(tmp_path, tiny_cifar):
 
 
 def test_a_folder_end_to_end(image_folder, tmp_path, capsys):
-    run("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 8, "--lr", 0.02, "--runs", tmp_path / "runs", "--name", "a")
+    run("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 8, "--lr", 0.02,
+        "--runs", tmp_path / "runs", "--name", "a")
     metrics = json.loads((tmp_path / "runs" / "pets" / "a" / "metrics.json").read_text())
     assert metrics["test"]["top1"] > 0.9 and metrics["test"]["top5"] == 1
     assert f"export.py {tmp_path / 'runs' / 'pets' / 'a'}" in capsys.readouterr().out
 
 
-def test_a_dry_run_keeps_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    run("--dataset", "digits", "--dry-run")
-    assert not list(tmp_path.iterdir()) and "dry run went through" in capsys.readouterr().out
+def test_a_dry_run_keeps_nothing_and_a_cold_start_is_quiet(tmp_path):
+    "The one training that starts as a user's does: all other processes are forked."
+    args = "--dataset", "digits", "--arch", "resnet8", "--bs", "16", "--dry-run"
+    done = subprocess.run([COLD, ROOT / "train.py", *args], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and "dry run went through" in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def failure(capsys, *args):
@@ -288,15 +290,12 @@ def test_a_damaged_best_checkpoint_is_named(finished, capsys):
 
 def test_a_run_goes_on_only_on_its_own_data(image_folder, tmp_path, capsys):
     run("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
-    (image_folder / "train" / "cat" / "000.png").unlink()
-    assert "was trained on other data" in failure(capsys, "--resume", tmp_path / "runs" / "pets" / "a")
-
-
-def test_other_pictures_in_the_same_files_are_other_data(image_folder, tmp_path, capsys):
-    run("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
+    path = tmp_path / "runs" / "pets" / "a"
     cat, dog = (image_folder / "train" / o / "000.png" for o in ("cat", "dog"))
     cat.write_bytes(dog.read_bytes())
-    assert "pixels differ" in failure(capsys, "--resume", tmp_path / "runs" / "pets" / "a")
+    assert "was trained on other data" in failure(capsys, "--resume", path), "other pictures in the same files"
+    cat.unlink()
+    assert "was trained on other data" in failure(capsys, "--resume", path), "a picture less"
 
 
 @pytest.mark.parametrize("change", [{"epoch": None}, {"epoch": 9}, {"history": 5}, {"history": []}, {"history": [{"a": 1}] * 4}, {"best": "x"}, {"opt": {}}])
