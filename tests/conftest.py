@@ -1,4 +1,4 @@
-"""Tiny data sets in the official formats, short trainings that several tests look at, processes that start at once."""
+"""Tiny data sets in the official formats, short trainings that several tests look at, quick processes."""
 import gzip
 import hashlib
 import http.server
@@ -55,9 +55,9 @@ def made_once(tmp_path_factory, name, make):
 
 @pytest.fixture(scope="session", autouse=True)
 def python(tmp_path_factory):
-    "Processes are forked from a server that has imported all: see forkserver.py. conftest.COLD is the real Python."
+    "Processes are forked from a server that has imported all: see forkserver.py. COLD is the real Python."
     folder = shared(tmp_path_factory)
-    if not hasattr(os, "pidfd_open") or len(str(folder)) > 90:          # not Linux; the path of a socket has 107 bytes at most
+    if not hasattr(os, "pidfd_open") or len(str(folder)) > 90:      # Linux alone; a socket's path has 107 bytes
         yield COLD
         return
     main = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
@@ -72,7 +72,7 @@ def python(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def cold(request, monkeypatch):
-    "Campaigns of faults start the real Python: they kill whole groups of processes, and take their rights away."
+    "Campaigns of faults start the real Python: they kill groups of processes, and take their rights away."
     if request.path.parent.name == "faults": monkeypatch.setattr(sys, "executable", COLD)
 
 

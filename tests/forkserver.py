@@ -16,8 +16,9 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMITS = "RLIMIT_FSIZE", "RLIMIT_DATA"
 FORWARDED = "SIGINT", "SIGTERM", "SIGHUP"
-PRELOAD = ("fastai.vision.all", "timm", "albumentations", "matplotlib.pyplot", "sifar.explore", "sifar.report",
-           "sifar.share", "sifar.compare", "sifar.predict")
+PRELOAD = (
+    "fastai.vision.all", "timm", "albumentations", "matplotlib.pyplot",
+    "sifar.explore", "sifar.report", "sifar.share", "sifar.compare", "sifar.predict")
 READ_AT_IMPORT = {"HF_": "huggingface_hub"}     # variables that a library reads once, as it is imported
 
 
@@ -55,7 +56,7 @@ def connect(address):
 
 
 def connect_or_start(address, main):
-    "A connection to the server, which is started by the first that needs it; None where this process may not."
+    "A connection to the server, which the first that needs it starts; None where this process may not."
     import fcntl
     import resource
     if s := connect(address): return s
@@ -192,7 +193,7 @@ def run(o):
 
 
 def end(f, *args):
-    "Call `f`, and end this process as Python does, but without freeing its memory: that takes seconds after a fork."
+    "Call `f`, and end as Python does, but without freeing the memory: that takes seconds after a fork."
     import atexit
     import signal
     import threading
