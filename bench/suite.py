@@ -1,4 +1,4 @@
-"""What has to pass before a change lands: ruff, mypy and the tests, and how long they take beside a small training.
+"""What has to pass before a change lands (ruff, mypy, the tests), and its time beside a small training.
 
     python -m bench.suite [ARGS OF PYTEST]          # a target of the Makefile: make test"""
 import shlex
@@ -10,6 +10,7 @@ from pathlib import Path
 
 BIN = Path(sys.executable).parent
 MOST = 8            # times the training
+WORKERS = "-n", "2", "--dist", "loadscope"      # a file stays with one worker: what it trains is trained once
 
 
 def seconds(*command):
@@ -25,8 +26,7 @@ def main(args):
     tests = sum((
         seconds(BIN / "ruff", "check", "."),
         seconds(BIN / "mypy"),
-        # One file after another in each of two workers: what a file trains for its tests is trained once.
-        seconds(sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadscope", "--cov", "--cov-fail-under", "93", *args)))
+        seconds(sys.executable, "-m", "pytest", *WORKERS, "--cov", "--cov-fail-under", "93", *args)))
     with tempfile.TemporaryDirectory() as runs:
         smoke = seconds(sys.executable, "train.py", "--preset", "smoke", "--runs", runs)
     print(f"ruff, mypy and the tests took {tests:.0f} s: {tests / smoke:.1f} times the {smoke:.0f} s "

@@ -1,4 +1,4 @@
-"""Tiny data sets in the official formats, short trainings that several tests look at, processes that start at once."""
+"""Tiny data sets in the official formats, short trainings that several tests look at, quick processes."""
 import gzip
 import hashlib
 import http.server
@@ -55,11 +55,11 @@ def made_once(tmp_path_factory, name, make):
 
 @pytest.fixture(scope="session", autouse=True)
 def python(tmp_path_factory):
-    "Processes are forked from a server that has imported all: see forkserver.py. conftest.COLD is the real Python."
-    if sys.platform != "linux":
+    "Processes are forked from a server that has imported all: see forkserver.py. COLD is the real Python."
+    folder = shared(tmp_path_factory)
+    if not hasattr(os, "pidfd_open") or len(str(folder)) > 90:      # Linux alone; a socket's path has 107 bytes
         yield COLD
         return
-    folder = shared(tmp_path_factory)
     main = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     script = tmp_path_factory.mktemp("bin") / "python"
     words = [COLD, "-IS", Path(__file__).with_name("forkserver.py"), folder / "forkserver", main]
@@ -72,7 +72,7 @@ def python(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def cold(request, monkeypatch):
-    "Campaigns of faults start the real Python: they kill whole groups of processes, and take their rights away."
+    "Campaigns of faults start the real Python: they kill groups of processes, and take their rights away."
     if request.path.parent.name == "faults": monkeypatch.setattr(sys, "executable", COLD)
 
 
@@ -96,6 +96,9 @@ def figures(request, monkeypatch):
     if request.node.get_closest_marker("figures"): monkeypatch.setattr(Figure, "savefig", SAVEFIG)
 
 
+# A training whose process can be stopped between its epochs: the first three are of small images.
+SMALL = ("--dataset", "digits", "--arch", "resnet8", "--bs", "64", "--sizes", "16x3,32", "--warmup", "0.2",
+         "--epochs", "4")
 SUPERCLASS = [c // 5 for c in range(100)]
 
 
@@ -228,8 +231,16 @@ def run_folder(tmp_path_factory):
     def make(folder):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Figure, "savefig", SAVEFIG)           # tests look at its report
-            train.main(["--preset", "smoke", "--epochs", "8", "--sizes", "16x5,32x3", "--runs", str(folder), "--name", "a"])
+            small = "--epochs", "8", "--bs", "64", "--sizes", "16x5,32x3"
+            train.main(["--preset", "smoke", *small, "--runs", str(folder), "--name", "a"])
     return made_once(tmp_path_factory, "finished", make) / "digits" / "a"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    "The folder of a run of 4 epochs that nothing interrupts."
+    def make(folder): train.main([*SMALL, "--runs", str(folder), "--name", "whole"])
+    return made_once(tmp_path_factory, "undisturbed", make) / "digits" / "whole"
 
 
 @pytest.fixture(scope="session")

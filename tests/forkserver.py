@@ -1,9 +1,9 @@
 """A Python that starts in 0.05 s instead of 10 s with fastai: it asks a server that has imported all to fork.
 
 The tests start `python train.py` and the like as their users do. conftest.py lets `sys.executable` name a
-script that runs this file; what it starts is a process of its own with its own arguments, folder, environment,
-input, output, limits and end. Whatever is not like that goes to the real Python:
-interpreter flags but -W, -u, -c and -m sifar.*, and a folder with another sifar in it.
+script that runs this file. What it starts is a process of its own, with its own arguments, folder,
+environment, input, output, limits and end. The real Python starts where this cannot stand for it:
+with interpreter flags other than -W ignore, -u, -c and -m sifar.*, and in a folder with another sifar in it.
 
     python forkserver.py ADDRESS MAIN ARGS...           what stands for `python ARGS...`
     python forkserver.py --serve ADDRESS MAIN           the server; it ends with the process MAIN
@@ -55,7 +55,7 @@ def connect(address):
 
 
 def connect_or_start(address, main):
-    "A connection to the server, which is started by the first that needs it; None where this process may not."
+    "A connection to the server, which the first that needs it starts; None where this process may not."
     import fcntl
     import resource
     if s := connect(address): return s
@@ -192,7 +192,7 @@ def run(o):
 
 
 def end(f, *args):
-    "Call `f`, and end this process as Python does, but for the freeing of all its memory: that alone takes seconds after a fork."
+    "Call `f`, and end as Python does, but without freeing the memory: that takes seconds after a fork."
     import atexit
     import signal
     import threading

@@ -352,7 +352,7 @@ def test_an_average_goes_together_with_fastai_s_own_choice_of_the_best_and_with_
 
 
 def test_an_average_is_left_alone_by_lr_find_and_by_an_interruption():
-    learn = learner(ema=0.9, bs=8)
+    learn = learner(ema=0.9, bs=32)
     own, before = learn.model, {k: v.clone() for k, v in learn.model.state_dict().items()}
     with learn.no_bar(), learn.no_logging():
         learn.lr_find(show_plot=False)
