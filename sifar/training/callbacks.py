@@ -1,7 +1,7 @@
-"""What fastai lacks: precision on every device, runs that go on where they broke off, a log, checkpoints.
-
-Where `before_` changes something of the learner, the matching `after_` gives it back. A fit that is interrupted
-calls no `after_` any more, so `before_` first gives back what an earlier fit may have left."""
+"""What fastai lacks: precision on every device, runs that can be resumed, a log, checkpoints.
+ Where `before_` changes something of the learner, the matching `after_` gives it back. A fit that
+is interrupted calls no `after_` any more, so `before_` first gives back what an earlier fit may
+have left."""
 import csv
 import io
 import math
@@ -26,17 +26,20 @@ from .precision import needs_scaling, runs_by_itself, small_convs
 
 WHAT_TO_DO = "start a new run with a smaller --lr. The last checkpoint is good."
 
-# what torch makes of a damaged checkpoint: RuntimeError of its zip reader and of load_state_dict, the others of its
-# unpickler, which follows whatever bytes it finds, and of a sound file that holds something else
-DAMAGED = (OSError, EOFError, RuntimeError, pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError,
-           AttributeError, AssertionError, OverflowError)
+# what torch makes of a damaged checkpoint
+DAMAGED = (
+    OSError, EOFError, RuntimeError,            # its zip reader; RuntimeError: load_state_dict too
+    # its unpickler, which follows whatever bytes it finds; or the file is sound, and holds something else
+    pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError,
+    AssertionError, OverflowError,
+)
 
 
 class Precision(MixedPrecision):
-    """The model's forward pass under autocast to `dtype`, on any device; with loss scaling where that is float16.
-
-    fastai's own is for CUDA alone: the rest of it, from the scaled loss to the step, serves any device.
-    On CPUs that multiply bfloat16, convolutions of small images become matrix products: up to twice the speed."""
+    """The model's forward pass under autocast to `dtype`, on any device; float16 with loss scaling.
+     fastai's own is for CUDA alone: the rest of it, from the scaled loss to the step, serves any
+    device. On CPUs that multiply bfloat16, convolutions of small images become matrix products:
+    up to twice the speed."""
 
     def __init__(self, dtype):
         super().__init__()
@@ -71,38 +74,41 @@ class Precision(MixedPrecision):
 
 
 class StartAt(Callback):
-    "Number the epochs of a fit from `start` to `total`: schedule, log and file names go on where a run broke off."
-    order = -20                 # before fastai's TrainEvalCallback, which derives the place in the schedule from the epoch
+    "Number the epochs of a fit from `start` to `total`, for the schedule, log and files of a resumed run."
+    # before fastai's TrainEvalCallback, which derives the place in the schedule from the epoch
+    order = -20
 
     def __init__(self, start, total):
         self.start, self.total = start, total
 
     def before_epoch(self):
-        # fastai's fit(start_epoch=) would call after_epoch for the epochs that it skips, and save them anew
+        # fastai's fit(start_epoch=) calls after_epoch for the epochs that it skips: they would be saved
+        # anew, with wrong weights
         self.learn.epoch += self.start
         self.learn.n_epoch = self.total
 
 
 class SeedEpochs(Callback):
-    """Let all random numbers of an epoch follow from `seed` and its number: order, augmentation, dropout.
-
-    So an epoch of a resumed run is the same as in a run that was not interrupted, bit for bit."""
+    """Let order, augmentation and dropout of an epoch follow from `seed` and its number.
+     So an epoch of a resumed run is the same as in a run that was not interrupted, bit for bit."""
     order = -15
 
     def __init__(self, seed): self.seed = seed
 
     def before_epoch(self):
-        set_seed((self.seed + 1_000_003 * self.epoch) % 2**32)      # seeds near each other share no epoch
+        # seeds near each other share no epoch
+        set_seed((self.seed + 1_000_003 * self.epoch) % 2**32)
         self.dls.train.rng = random.Random(f"{self.seed} {self.epoch}")
-        self.dls.train.passes = self.epoch - 1          # it counts up as it starts; mirroring alternates by it
+        # it counts up as it starts; mirroring alternates by it
+        self.dls.train.passes = self.epoch - 1
 
 
 class StopOnNaN(Callback):
     """End the run where the loss is not a number, before it can reach the weights or a checkpoint.
 
-    every: look after so many batches. By default 1 on a CPU, and 50 on a GPU, which has to be waited for: there the
-    weights may be spoiled by then, but no checkpoint is."""
-    order = -9                  # right after fastai's TrainEvalCallback (-10), before whatever uses the loss
+    every: look after so many batches. By default 1 on a CPU, and 50 on a GPU, which has to be
+    waited for: there the weights may be spoiled by then, but no checkpoint is."""
+    order = -9  # right after fastai's TrainEvalCallback (-10), before whatever uses the loss
 
     def __init__(self, every=None): self.every = every
 
@@ -115,10 +121,12 @@ class StopOnNaN(Callback):
         if len(self.seen) < every and self.iter + 1 < self.n_iter: return
         losses, places = zip(*self.seen)
         self.seen = []
-        for loss, place in zip(torch.stack(losses).tolist(), places):       # one transfer for all of them
+        # one transfer for all of them
+        for loss, place in zip(torch.stack(losses).tolist(), places):
             if math.isfinite(loss): continue
             phase = "" if self.training else "validation "
-            raise UserError(f"The loss became {loss} in epoch {self.epoch + 1}, {phase}{place}: {WHAT_TO_DO}")
+            where = f"epoch {self.epoch + 1}, {phase}{place}"
+            raise UserError(f"The loss became {loss} in {where}: {WHAT_TO_DO}")
 
     def after_epoch(self):
         "Look at the weights too: no loss has shown yet what the last step did."
@@ -130,14 +138,18 @@ class StopOnNaN(Callback):
 
 
 class StopOnSignal(Callback):
-    "Ctrl-C and SIGTERM end the fit after the current batch, and then the program. A second Ctrl-C ends it at once."
+    """Ctrl-C and SIGTERM end the fit after the current batch, and then the program.
+
+    A second Ctrl-C ends it at once."""
     order = -100                # first to listen, before anything is trained that could be lost
     signum = None
 
     def before_fit(self):
         self.old = {}
-        if threading.current_thread() is not threading.main_thread(): return        # Python allows no other to listen
-        for signum in (signal.SIGINT, signal.SIGTERM): self.old[signum] = signal.signal(signum, self.note)
+        # Python allows no other to listen
+        if threading.current_thread() is not threading.main_thread(): return
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self.old[signum] = signal.signal(signum, self.note)
 
     def note(self, signum, frame):
         self.signum = signum
@@ -151,12 +163,14 @@ class StopOnSignal(Callback):
         if not self.signum: return
         done = len(self.run_log.history)
         if done == self.n_epoch: log.info("All epochs are done, but not their report.")
-        else: log.info(f"Epoch {done + 1} of {self.n_epoch} is not done: a resumed run begins it anew.")
-        raise SystemExit(128 + self.signum)             # as a shell reports a program that a signal ended
+        else: log.info("Epoch %d of %d is not done: a resumed run begins it anew.", done + 1, self.n_epoch)
+        raise SystemExit(128 + self.signum)     # as a shell reports a program that a signal ended
 
 
 class GrowImages(Callback):
-    "Train on images of the size that `sizes`, stretched over the epochs, has for each epoch; validation uses the full size."
+    """Train on images of growing size; validation uses the full size.
+
+    sizes: sides in pixels, stretched over the epochs."""
     run_valid = False
 
     def __init__(self, sizes): self.sizes = sizes
@@ -169,15 +183,18 @@ class GrowImages(Callback):
 
     def before_batch(self):
         if self.x.shape[2:] == self.size: return
-        x = F.interpolate(self.x, self.size, mode="bilinear", antialias=True)       # (n,3,h,w) -> (n,3,sz,sz)
-        self.learn.xb = (x.contiguous(memory_format=torch.channels_last),)          # interpolate may lose the format
+        # (n,3,h,w) -> (n,3,sz,sz)
+        x = F.interpolate(self.x, self.size, mode="bilinear", antialias=True)
+        # interpolate may lose the format
+        self.learn.xb = (x.contiguous(memory_format=torch.channels_last),)
 
 
 class Mix(Callback):
-    """Mix a share `prob` of the batches with themselves in reverse order, as timm does, by Mixup or CutMix.
+    """Mix a share `prob` of the batches with themselves in reverse order, by timm's Mixup or CutMix.
 
-    mixup, cutmix: the alpha of each, whose shares are drawn from Beta(alpha, alpha). Where both are above 0, one of
-    them is chosen at random. https://arxiv.org/abs/1710.09412 https://arxiv.org/abs/1905.04899"""
+    mixup, cutmix: the alpha of each, whose shares are drawn from Beta(alpha, alpha). Where both
+    are above 0, one of them is chosen at random. https://arxiv.org/abs/1710.09412
+    https://arxiv.org/abs/1905.04899"""
     run_valid = False
 
     def __init__(self, mixup, cutmix, prob=1.0):
@@ -189,7 +206,8 @@ class Mix(Callback):
         self.give_back_loss()
         # fastai's loss calls the smoothing eps, torch's label_smoothing
         smoothing = getattr(self.loss_func, "eps", getattr(self.loss_func, "label_smoothing", 0))
-        self.mixer = Mixup(self.mixup, self.cutmix, prob=self.prob, label_smoothing=smoothing, num_classes=self.dls.c)
+        options = {"prob": self.prob, "label_smoothing": smoothing, "num_classes": self.dls.c}
+        self.mixer = Mixup(self.mixup, self.cutmix, **options)
 
     def before_batch(self):
         # plain tensors, as timm knows nothing of fastai's types
@@ -208,10 +226,10 @@ class Mix(Callback):
 
 class EMA(Callback):
     """An exponential moving average of the weights, by timm's ModelEmaV3.
-
-    The average is what is validated, kept as best, and left at the end. The decay rises to `decay` with the number
-    of steps, so that the average forgets the first weights."""
-    order = SaveModelCallback.order + 5         # SaveBest saves the average, EMA gives the model back, SaveLast saves both
+     The average is what is validated, kept as best, and left at the end. The decay rises to
+    `decay` with the number of steps, so that the average forgets the first weights."""
+    # SaveBest saves the average, EMA gives the model back, SaveLast saves both
+    order = SaveModelCallback.order + 5
 
     def __init__(self, decay):
         self.decay = decay
@@ -242,7 +260,8 @@ class EMA(Callback):
 
     def after_fit(self):
         self.give_back_model()
-        chosen = any(isinstance(cb, SaveModelCallback) for cb in self.learn.cbs)        # then it loads the best itself
+        # then it loads the best itself
+        chosen = any(isinstance(cb, SaveModelCallback) for cb in self.learn.cbs)
         if self.steps and not chosen: self.model.load_state_dict(self.average.module.state_dict())
 
     def give_back_model(self):
@@ -256,7 +275,7 @@ class EMA(Callback):
 
 
 class SmoothLoss(AvgSmoothLoss):
-    "fastai's smoothed loss of the training, which stays on the device: a step need not wait for a GPU."
+    "fastai's smoothed training loss, but it stays on the device: a step need not wait for a GPU."
     val: torch.Tensor
 
     def accumulate(self, learn):
@@ -266,10 +285,10 @@ class SmoothLoss(AvgSmoothLoss):
 
 
 class RunLog(Callback):
-    """The epochs as a table in the log, as rows in history.csv, and the position in them on `bar`, a rich Progress.
+    """The epochs as a table in the log and in history.csv, and their progress on `bar`, a rich Progress.
 
-    history: a dictionary an epoch, with the keys of `columns`; a value is None where there is no validation set.
-    After the fit it is `learn.history`."""
+    history: a dictionary an epoch, with the keys of `columns`; a value is None where there is no
+    validation set. After the fit it is `learn.history`."""
     order = 55                  # after fastai's Recorder (50), before what saves (60)
     columns = "epoch", "train_loss", "valid_loss", "top1", "top5", "lr", "seconds", "images_per_second"
     header = "epoch  train loss  valid loss   top-1 %   top-5 %        lr  images/s     time"
@@ -297,7 +316,7 @@ class RunLog(Callback):
 
     def after_batch(self):
         if not self.training: return
-        self.losses.append(self.learn.loss.detach())            # on its device: no step waits for a GPU
+        self.losses.append(self.learn.loss.detach())    # on its device: no step waits for a GPU
         self.bar.update(self.task, advance=1, description=f"epoch {self.epoch + 1}/{self.n_epoch}")
 
     def after_train(self):
@@ -306,8 +325,10 @@ class RunLog(Callback):
 
     def after_epoch(self):
         loss = torch.stack(self.losses).mean().item()
-        _, valid_loss, top1, top5 = self.recorder.values[-1]    # the Recorder's training loss is smoothed over epochs
-        start, self.start = self.start, time.perf_counter()     # the checkpoints of an epoch count for the next
+        # the Recorder's training loss is smoothed over epochs
+        _, valid_loss, top1, top5 = self.recorder.values[-1]
+        # the checkpoints of an epoch count for the next
+        start, self.start = self.start, time.perf_counter()
         lr, seconds = self.opt.hypers[-1]["lr"], self.start - start
         values = self.epoch + 1, loss, valid_loss, top1, top5, lr, seconds, self.images_per_second
         row = dict(zip(self.columns, values))
@@ -342,7 +363,9 @@ def line(row):
 
 
 def cell(value, spec):
-    "A number as the format `spec` writes it, or a dash of its width where there is none. 8.2%: in percent, without the sign."
+    """A number as the format `spec` writes it, or a dash of its width where there is none.
+
+    8.2% is in percent, without the sign."""
     width, _, _ = spec.partition(".")
     if value is None: return f"{'-':>{width}}"
     if spec.endswith("%"): return format(100 * value, spec.replace("%", "f"))
@@ -355,14 +378,14 @@ def exact(value):
 
 
 class SaveBest(SaveModelCallback):
-    """fastai's SaveModelCallback for models/best.pth, the weights of the epoch that is best on valid.
-
-    It saves whole files only, goes on from the `best` of a resumed run, and loads the file at the end."""
+    """fastai's SaveModelCallback for models/best.pth, the weights that are best on valid.
+     It saves whole files only, goes on from the `best` of a resumed run, and loads the file at
+    the end."""
 
     def __init__(self): super().__init__(monitor="accuracy", fname="best", reset_on_fit=False)
 
     def after_epoch(self):
-        TrackerCallback.after_epoch(self)               # SaveModelCallback's own would write the file in place
+        TrackerCallback.after_epoch(self)   # SaveModelCallback's own would write the file in place
         if self.new_best: save_weights(self.learn, self.fname)
 
     def after_fit(self):
@@ -403,12 +426,13 @@ def save(path, state):
     "torch.save to a file that is whole or not there."
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    path.parent.mkdir(exist_ok=True)            # models/, but not the run folder, should somebody have removed it
+    # models/, but not the run folder, should somebody have removed it
+    path.parent.mkdir(exist_ok=True)
     write_file(path, buffer.getbuffer())
 
 
 def fingerprint(data):
-    "What a resumed run has to find again: the class names, the number of images of each split, a sum of all pixels."
+    "What a resumed run has to find again: class names, number of images of each split, sum of all pixels."
     images = [len(rows) for rows in (data.train, data.valid, data.test)]
     return {"classes": list(data.vocab), "images": images, "checksum": data.checksum}
 
@@ -425,6 +449,6 @@ def load_weights(learn, name):
     "Load models/`name`.pth into `learn`. Errors: UserError where it is damaged or missing."
     path = weights_path(learn, name)
     try: learn.load(name, with_opt=False)
-    except (PermissionError, torch.OutOfMemoryError): raise         # what they say is true, and the file may be good
+    except (PermissionError, torch.OutOfMemoryError): raise         # the file may be good
     except DAMAGED as e:
         raise UserError(f"{path} is damaged or missing ({one_line(e)}).") from e

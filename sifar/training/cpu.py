@@ -1,6 +1,5 @@
-"""What makes training on a CPU faster: memory that is kept, and convolutions of small images as matrix products.
-
-Shapes: images are (n,c,h,w), filters (co,ci,k,k), and `pixels` are those of an output, ho * wo."""
+"""Faster training on a CPU: memory is kept, and convolutions of small images are matrix products.
+ Shapes: images are (n,c,h,w), filters (co,ci,k,k), and `pixels` are those of an output, ho * wo."""
 import ctypes
 import sys
 
@@ -17,23 +16,24 @@ WEIGHTS = 36        # 6x6: for the gradient of the weights alone
 
 
 def keep_memory():
-    "Let glibc keep the memory that this process frees: zeroed pages from the system at each batch take longer."
+    "Let glibc keep the memory that is freed: new, zeroed pages from the system at each batch take longer."
     if sys.platform != "linux": return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if not mallopt: return                      # another C library, such as musl
-    mallopt(M_MMAP_MAX, 0)                      # no large block is a mapping of its own, which free would unmap
+    mallopt(M_MMAP_MAX, 0)  # no large block is a mapping of its own, which free would unmap
     mallopt(M_TRIM_THRESHOLD, -1)               # the top of the heap is never given back
-    mallopt(M_ARENA_MAX, 1)                     # the threads of autograd share one heap, where they find freed blocks
+    mallopt(M_ARENA_MAX, 1)  # the threads of autograd share one heap, where they find freed blocks
 
 
 def patches(x, k, stride, padding):
     "The k x k patches of x (n,c,h,w) as rows of a matrix (n*ho*wo,k*k*c), and the shape (n,ho,wo)."
-    pad = 0, 0, padding, padding, padding, padding              # from the last dimension on: c, w, h
-    x = F.pad(x.permute(0, 2, 3, 1), pad).contiguous()          # (n,h+2p,w+2p,c), as channels_last is in memory
+    pad = 0, 0, padding, padding, padding, padding  # from the last dimension on: c, w, h
+    # (n,h+2p,w+2p,c), as channels_last is in memory
+    x = F.pad(x.permute(0, 2, 3, 1), pad).contiguous()
     n, h, w, c = x.shape
     shape = n, (h - k) // stride + 1, (w - k) // stride + 1
     of_n, of_h, of_w, _ = x.stride()
-    # a view in which patches overlap: one step to the next patch is `stride` pixels, within a patch it is one
+    # a view in which patches overlap: the next patch is `stride` pixels away, the next of its pixels one
     strides = of_n, of_h * stride, of_w * stride, of_h, of_w, 1
     overlapping = x.as_strided((*shape, k, k, c), strides)      # (n,ho,wo,k,k,c)
     return overlapping.reshape(-1, k * k * c), shape            # here it is copied
@@ -41,9 +41,10 @@ def patches(x, k, stride, padding):
 
 def product(weight, rows, shape):
     "The convolution of `patches` with filters (co,ci,k,k) as one matrix product: (n,co,ho,wo)."
-    matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)        # (co,k*k*ci), in the order of the patches
+    # (co,k*k*ci), in the order of the patches
+    matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
     y = rows @ matrix.T                                                 # (n*ho*wo,co)
-    return y.view(*shape, -1).permute(0, 3, 1, 2)                       # channels_last again, without a copy
+    return y.view(*shape, -1).permute(0, 3, 1, 2)   # channels_last again, without a copy
 
 
 class SmallConv(torch.autograd.Function):
@@ -66,13 +67,14 @@ class SmallConv(torch.autograd.Function):
     def backward(ctx, grad):                    # grad (n,co,ho,wo)
         x, weight, rows = ctx.saved_tensors
         grad_x = grad_weight = None
-        if ctx.needs_input_grad[1]: grad_weight = weight_gradient(x, weight, rows, grad, ctx.stride, ctx.padding)
-        if ctx.needs_input_grad[0]: grad_x = input_gradient(x, weight, grad, ctx.stride, ctx.padding)
+        how = ctx.stride, ctx.padding
+        if ctx.needs_input_grad[1]: grad_weight = weight_gradient(x, weight, rows, grad, *how)
+        if ctx.needs_input_grad[0]: grad_x = input_gradient(x, weight, grad, *how)
         return grad_x, grad_weight, None, None
 
 
 def weight_gradient(x, weight, rows, grad, stride, padding):
-    "The gradient of filters (co,ci,k,k): each output pixel adds its patch of x, times its gradient."
+    "The gradient of filters (co,ci,k,k): each output pixel adds its patch of x times its gradient."
     co, ci, k, _ = weight.shape
     if rows is None: rows, _ = patches(x, k, stride, padding)
     columns = grad.permute(0, 2, 3, 1).reshape(-1, co)                  # (n*ho*wo,co)
@@ -81,9 +83,10 @@ def weight_gradient(x, weight, rows, grad, stride, padding):
 
 def input_gradient(x, weight, grad, stride, padding):
     "The gradient of x (n,ci,h,w)."
-    if stride > 1 or grad[0, 0].numel() > ALL: return conv2d_input(x.shape, weight, grad, stride, padding)
-    # with stride 1 it is a convolution too: of grad, padded to the size of x, with the filters turned by half a
-    # circle and their inputs and outputs exchanged
+    small = grad[0, 0].numel() <= ALL
+    if stride > 1 or not small: return conv2d_input(x.shape, weight, grad, stride, padding)
+    # with stride 1 it is a convolution too: of grad, padded to the size of x, with the filters turned
+    # by half a circle, and their inputs and outputs exchanged
     k = weight.shape[2]
     return product(weight.flip(2, 3).transpose(0, 1), *patches(grad, k, 1, k - 1 - padding))
 
@@ -94,9 +97,8 @@ def output_pixels(x, k, stride, padding):
 
 
 class SmallConvs(TorchFunctionMode):
-    """Within this context, convolutions to at most 6x6 pixels compute as SmallConv does, in `dtype`.
-
-    A mode sees each call before autocast does, so the types are changed here."""
+    """Within this context, convolutions to at most 6x6 pixels are done by SmallConv, in `dtype`.
+     A mode sees each call before autocast does, so the types are changed here."""
 
     def __init__(self, dtype):
         super().__init__()
@@ -106,15 +108,17 @@ class SmallConvs(TorchFunctionMode):
         # nn.Conv2d passes all by position; a call by name is somebody else's
         if func is not F.conv2d or kwargs or not suits(*args): return func(*args, **kwargs or {})
         x, weight, _, stride, padding, *_ = args
-        x = x.as_subclass(torch.Tensor).to(self.dtype)          # autograd.Function does not know fastai's types
+        # autograd.Function does not know fastai's types
+        x = x.as_subclass(torch.Tensor).to(self.dtype)
         return SmallConv.apply(x, weight.to(self.dtype), stride[0], padding[0])
 
 
 def suits(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     "Whether SmallConv can compute this call of F.conv2d by nn.Conv2d, and faster."
     if bias is not None or groups != 1: return False
-    if any(not isinstance(v, tuple) for v in (stride, padding, dilation)): return False     # such as padding="same"
-    if any(a != b for a, b in (weight.shape[2:], stride, padding)): return False            # not square
+    # such as padding="same"
+    if any(not isinstance(v, tuple) for v in (stride, padding, dilation)): return False
+    if any(a != b for a, b in (weight.shape[2:], stride, padding)): return False    # not square
     k = weight.shape[2]
     # where padding is as large as the filter, patches of grad would need a negative one
     if dilation != (1, 1) or padding[0] >= k: return False

@@ -1,4 +1,5 @@
-"""What one looks at before a training: learning rates, augmented images, and where the time goes."""
+"""What one looks at before a training: learning rates, augmented images, and where the time goes.
+"""
 import tempfile
 from pathlib import Path
 
@@ -25,22 +26,22 @@ SUGGESTIONS = "valley", "steep", "slide", "minimum"
 # ---- learning rates ----
 
 def find_lr(cfg, dls):
-    """What fastai's lr_find says of a new learner for `cfg`: {suggestion: lr}, and the lrs and smoothed losses behind it.
-
-    No other learner on `dls` is touched. Errors: UserError where the losses say nothing."""
+    """What fastai's lr_find says of a new learner for `cfg`: {suggestion: lr}, then lrs and smoothed losses.
+     No other learner on `dls` is touched. Errors: UserError where the losses say nothing."""
     functions = [getattr(SuggestionMethod, name.title()) for name in SUGGESTIONS]
-    with tempfile.TemporaryDirectory() as path:             # lr_find keeps the weights in a file meanwhile
+    with tempfile.TemporaryDirectory() as path:     # lr_find keeps the weights in a file meanwhile
         learn = get_learner(dls, cfg, path=Path(path))
         learn.add_cb(SeedEpochs(cfg.seed))
         # a curve is of one size: that of the first epoch
         if hasattr(learn, "grow_images"): learn.grow_images.sizes = learn.grow_images.sizes[:1]
         try:
             with learn.no_bar(): found = learn.lr_find(suggest_funcs=functions, show_plot=False)
-        except (ValueError, IndexError) as e:               # fastai looks for a minimum in an empty list
+        except (ValueError, IndexError) as e:   # fastai looks for a minimum in an empty list
             why = f"lr_find has no suggestion, as the loss broke off at once ({e})"
             raise UserError(f"{why}: try --precision fp32 or a larger --bs.") from e
     suggestions = {name: float(lr) for name, lr in zip(SUGGESTIONS, found)}
-    return suggestions, list(map(float, learn.recorder.lrs)), list(map(float, learn.recorder.losses))
+    lrs, losses = map(float, learn.recorder.lrs), map(float, learn.recorder.losses)
+    return suggestions, list(lrs), list(losses)
 
 
 def write_lr_find(cfg, dls, folder):
@@ -59,14 +60,16 @@ def draw_lr_find(found, lrs, losses, title):
     from ..plots import COLOURS, figure
     low, start = np.nanmin(losses), np.nanmedian(losses[:10])
     room = max(start - low, 0.01 * start)
-    ylim = low - 0.1 * room, start + 0.3 * room             # what comes after the minimum rises out of the picture
+    # what comes after the minimum rises out of the picture
+    ylim = low - 0.1 * room, start + 0.3 * room
     axis = {"xlabel": "learning rate", "ylabel": "loss, smoothed", "xscale": "log", "ylim": ylim}
     with figure(title=title, **axis) as (ax, png):
         ax.plot(lrs, losses, color=COLOURS[-1])
         # marks of falling size, which lie in one another where they coincide
         for (name, lr), colour, marker, size in zip(found.items(), COLOURS, "osD^", (14, 11, 8, 5)):
             nearest = int(np.argmin(np.abs(np.log(lrs) - np.log(lr))))
-            ax.plot(lr, losses[nearest], marker, color=colour, markersize=size, label=f"{name} {lr:.2g}")
+            look = {"color": colour, "markersize": size, "label": f"{name} {lr:.2g}"}
+            ax.plot(lr, losses[nearest], marker, **look)
         ax.legend()
     return png[0]
 
@@ -83,8 +86,8 @@ def auto_lr(cfg, dls, folder):
 
 def write_batches(cfg, dls, folder):
     """Sheets of what the model sees in the first epoch.
-
-    plots/batch.png has 32 images from all of the training images, plots/one_image.png the first of them 16 times."""
+     plots/batch.png has 32 images from all of the training images, plots/one_image.png the first
+    of them 16 times."""
     n = len(dls.train.dataset)
     some = np.linspace(0, n - 1, min(n - n % 2, 32))        # an even number, as Mix takes pairs
     learn = get_learner(dls, cfg)
@@ -99,22 +102,24 @@ def write_batches(cfg, dls, folder):
 
 
 def shown(dl, idxs, learn, n_epoch=1):
-    """The training images number `idxs` of `dl` as `learn` sees them in the first of `n_epoch` epochs, and their labels.
+    """The training images number `idxs` of `dl` as `learn` sees them, and their labels.
 
-    The images are uint8 (n,h,w,3). Where `learn` mixes some batches, this one is mixed."""
+    They are uint8 (n,h,w,3), as in the first of `n_epoch` epochs. Where `learn` mixes some batches, this one is."""
     dl.before_iter()
     batch = to_device(dl.read([dl.items[i] for i in idxs]), dl.device)
     x, y = dl.after_batch(batch)
     learn.xb, learn.yb = [x], [y]
     learn.training, learn.epoch, learn.n_epoch = True, 0, n_epoch
     shares = run_batch_callbacks(learn)
-    x, _ = dl.after_batch.decode((TensorImage(learn.xb[0]), learn.yb[0]))           # (n,3,h,w), 0..255
+    x, _ = dl.after_batch.decode((TensorImage(learn.xb[0]), learn.yb[0]))   # (n,3,h,w), 0..255
     images = np.clip(x.cpu().permute(0, 2, 3, 1).numpy().round(), 0, 255).astype(np.uint8)
     return images, [mixed_label(row, learn.dls.vocab) for row in shares]
 
 
 def run_batch_callbacks(learn):
-    "Let the callbacks that change a batch change that of `learn`; returns the shares of the classes (n,c) in each image."
+    """Let the callbacks that change a batch change that of `learn`.
+
+    Returns the shares of the classes in each image (n,c)."""
     cbs = [cb for cb in learn.cbs.sorted("order") if isinstance(cb, (GrowImages, Mix))]
     if hasattr(learn, "mix"): learn.mix.prob = 1.0
     for event in ("before_fit", "before_epoch", "before_batch"):
@@ -131,7 +136,8 @@ def run_batch_callbacks(learn):
 def mixed_label(shares, vocab):
     "The class that has all of an image, or the two that share it, with their shares."
     from ..plots import short
-    parts = [(p, short(vocab[i])) for p, i in zip(*(v.tolist() for v in shares.topk(2))) if p > 0.005]
+    largest, idxs = shares.topk(2)
+    parts = [(p, short(vocab[i])) for p, i in zip(largest.tolist(), idxs.tolist()) if p > 0.005]
     if len(parts) == 1: return parts[0][1]
     return "\n".join(f"{100 * p:.0f} % {name}" for p, name in parts)
 
@@ -139,8 +145,8 @@ def mixed_label(shares, vocab):
 # ---- time ----
 
 class Phases(Callback):
-    "Marks the parts of a training step for torch's profiler; a device that runs by itself is waited for."
-    order = 1000                # after all others, so that their work counts for the part that it belongs to
+    "Marks the parts of a training step for torch's profiler, and waits for the device after each."
+    order = 1000    # after all others, so that their work counts for the part that it belongs to
     names = "data", "forward", "backward", "optimizer", "other"
     part = None
 
@@ -173,20 +179,25 @@ def step_times(cfg, dls, steps):
     if dls.device.type == "cuda": activities.append(ProfilerActivity.CUDA)
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, cbs=cbs)                       # warms up
-        with silent_stderr(), torch.profiler.profile(activities=activities) as prof: learn.fit(1, cbs=cbs)
-    events = {event.key: event for event in prof.key_averages() if event.device_type == DeviceType.CPU}
-    times = dict.fromkeys(Phases.names, 0.0)        # there is no optimizer where all of fp16 overflows
+        with silent_stderr(), torch.profiler.profile(activities=activities) as prof:
+            learn.fit(1, cbs=cbs)
+    seen = [event for event in prof.key_averages() if event.device_type == DeviceType.CPU]
+    events = {event.key: event for event in seen}
+    times = dict.fromkeys(Phases.names, 0.0)    # there is no optimizer where all of fp16 overflows
     for name in times.keys() & events.keys(): times[name] = events[name].cpu_time_total
     return times, events
 
 
 def profile(cfg, dls, steps=8):
-    "Ten lines that say where the time of a training step goes: shares of its parts, and the four operators that take most."
+    """Ten lines that say where the time of a training step goes.
+
+    They give the shares of its parts, and the four operators that take most."""
     n = min(steps, len(dls.train))
     parts, events = step_times(cfg, dls, n)
     total = sum(parts.values())
     rate = 1e6 * n * dls.train.bs / total
-    yield f"{total / n / 1000:.0f} ms a step of {dls.train.bs} images, {rate:.0f} images/s, under torch's profiler"
+    step = f"{total / n / 1000:.0f} ms a step of {dls.train.bs} images"
+    yield f"{step}, {rate:.0f} images/s, under torch's profiler"
     for name, time in parts.items(): yield f"  {name:<10} {100 * time / total:5.1f} %"
     operators = operator_times(events)
     all_of_them = sum(operators.values())
@@ -195,11 +206,15 @@ def profile(cfg, dls, steps=8):
 
 
 def operator_times(events):
-    "The time that each of torch's operators takes without those that it calls, by name: on the GPU, else on the CPU."
-    seen = {key.removeprefix("aten::"): event for key, event in events.items() if key.startswith("aten::")}
+    """The time that each of torch's operators takes without those that it calls, by name.
+
+    It is that on the GPU, where there is one, else on the CPU."""
+    aten = [key for key in events if key.startswith("aten::")]
+    seen = {key.removeprefix("aten::"): events[key] for key in aten}
     times = {name: event.self_device_time_total for name, event in seen.items()}
     if sum(times.values()): return times
-    return {name: event.self_cpu_time_total for name, event in seen.items()}        # or a GPU that tells nothing
+    # or a GPU that tells nothing
+    return {name: event.self_cpu_time_total for name, event in seen.items()}
 
 
 # ---- all of it ----
@@ -210,7 +225,8 @@ def explore(cfg, dls, folder):
     Returns the suggestions of lr_find, or None."""
     if cfg.show_batch:
         write_batches(cfg, dls, folder)
-        log.info("%s and one_image.png show what the model sees in training", folder / "plots" / "batch.png")
+        sheet = folder / "plots" / "batch.png"
+        log.info("%s and one_image.png show what the model sees in training", sheet)
     if cfg.profile:
         for line in profile(cfg, dls): log.info("%s", line)
     if not cfg.lr_find: return None

@@ -36,9 +36,9 @@ def check_machine(cfg):
 
 
 def get_learner(dls, cfg, path="."):
-    """A Learner on `dls` as `cfg` says: model, loss with label smoothing, optimizer, top-1 and top-5 accuracy.
-
-    Its callbacks are those that change the training. Errors: UserError where device or model cannot be had."""
+    """A Learner on `dls` as `cfg` says: model, smoothed loss, optimizer, top-1 and top-5 accuracy.
+     Its callbacks are those that change the training. Errors: UserError where device or model
+    cannot be had."""
     device = pick_device(cfg.device)
     prepare(device)
     set_seed(cfg.seed)              # the weights follow from it
@@ -54,7 +54,7 @@ def get_learner(dls, cfg, path="."):
 
 def make_model(dls, cfg):
     "The model that `cfg` names, for the images and classes of `dls`, with fresh weights."
-    zero_init = cfg.opt != "muon"           # a filter of zeros has no direction: Muon would turn it by noise
+    zero_init = cfg.opt != "muon"  # a filter of zeros has no direction: Muon would turn it by noise
     model = get_model(cfg.arch, dls.c, (cfg.sz, *image_sizes(cfg)), zero_init)
     if hasattr(model, "whitening"): model.whitening.fit(sample_images(dls))
     return model
@@ -85,7 +85,8 @@ def sample_images(dls, n=5000):
 
 
 def run_callbacks(learn, cfg, bar):
-    "The callbacks of a training run that is kept in the folder `learn.path`; `bar` shows its progress."
+    "The callbacks of a training run that is kept in the folder `learn.path`; its progress is on `bar`."
     cbs = [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), RunLog(bar)]
-    if len(learn.dls.valid): cbs.append(SaveBest())         # else nothing is chosen: the last weights count
+    # else nothing is chosen: the last weights count
+    if len(learn.dls.valid): cbs.append(SaveBest())
     return [*cbs, SaveLast(), *trackers(learn, cfg)]

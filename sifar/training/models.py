@@ -24,7 +24,9 @@ def conv3x3(ni, nf, stride=1):
 
 
 class BasicBlock(nn.Module):
-    "Two 3x3 convolutions and a shortcut, 1x1 where the shape changes: (n,ni,h,w) -> (n,nf,h/stride,w/stride)."
+    """Two 3x3 convolutions and a shortcut: (n,ni,h,w) -> (n,nf,h/stride,w/stride).
+
+    Where the shape changes, the shortcut is a 1x1 convolution."""
 
     def __init__(self, ni, nf, stride=1):
         super().__init__()
@@ -33,7 +35,8 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.shortcut = nn.Identity()
         if ni != nf or stride != 1:
-            self.shortcut = nn.Sequential(nn.Conv2d(ni, nf, 1, stride, bias=False), nn.BatchNorm2d(nf))
+            conv = nn.Conv2d(ni, nf, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(nf))
 
     def forward(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
@@ -41,9 +44,9 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet of basic blocks with a 3x3 stem and no max-pool: (n,3,h,w) -> (n,n_out). https://arxiv.org/abs/1512.03385
+    """A ResNet of basic blocks with a 3x3 stem and no max-pool: (n,3,h,w) -> (n,n_out).
 
-    At 32x32 pixels the stages work at 32, 16, 8 and 4.
+    At 32x32 pixels the stages work at 32, 16, 8 and 4. https://arxiv.org/abs/1512.03385
     zero_init: each block starts as its shortcut. https://arxiv.org/abs/1706.02677"""
 
     def __init__(self, widths, depths, n_out, zero_init=True):
@@ -53,7 +56,7 @@ class ResNet(nn.Module):
         blocks = []
         for stage, (nf, depth) in enumerate(zip(widths, depths)):
             for i in range(depth):
-                stride = 2 if stage and i == 0 else 1           # each stage but the first halves the side
+                stride = 2 if stage and i == 0 else 1   # each stage but the first halves the side
                 blocks.append(BasicBlock(ni, nf, stride))
                 ni = nf
         self.blocks, self.num_features = nn.Sequential(*blocks), ni
@@ -62,21 +65,23 @@ class ResNet(nn.Module):
 
     def init_weights(self, zero_init):
         for m in self.modules():
-            if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+            if not isinstance(m, nn.Conv2d): continue
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
         if not zero_init: return
-        for block in self.blocks: nn.init.zeros_(block.bn2.weight)      # the scale of what is added to the shortcut
+        # the scale of what is added to the shortcut
+        for block in self.blocks: nn.init.zeros_(block.bn2.weight)
 
     # these two as in timm's models
-    def forward_features(self, x): return self.blocks(self.stem(x))     # (n,3,h,w) -> (n,num_features,h/8,w/8) of 4 stages
+    # (n,3,h,w) -> (n,num_features,h/8,w/8) of 4 stages
+    def forward_features(self, x): return self.blocks(self.stem(x))
     def forward_head(self, x): return self.head(x)                      # -> (n,n_out)
     def forward(self, x): return self.forward_head(self.forward_features(x))
 
 
 class Whitening(nn.Module):
     """The principal components of patches of 2x2 pixels, with equal variance, and their negatives.
-
-    (n,3,h,w) -> (n,24,h-1,w-1). The filters are computed from images once and stay as they are; only a bias is
-    trained. https://arxiv.org/abs/2404.00498"""
+     (n,3,h,w) -> (n,24,h-1,w-1). The filters are computed from images once and stay as they are;
+    only a bias is trained. https://arxiv.org/abs/2404.00498"""
     filters: torch.Tensor
 
     def __init__(self):
@@ -85,13 +90,14 @@ class Whitening(nn.Module):
         self.bias = nn.Parameter(torch.zeros(24))
 
     def fit(self, x, eps=5e-4):
-        "Compute the filters from images x (n,3,h,w), normalised; `eps` bounds the smallest variance."
-        patches = F.unfold(x.float(), 2)                            # (n,12,p): 3 * 2 * 2 values of p patches
+        "Compute the filters from images x (n,3,h,w), normalised; no variance counts as below `eps`."
+        patches = F.unfold(x.float(), 2)    # (n,12,p): 3 * 2 * 2 values of p patches
         patches = patches.transpose(1, 2).reshape(-1, 12)           # (n*p,12)
-        covariance = patches.T @ patches / len(patches)             # (12,12), as normalised images have mean 0
+        covariance = patches.T @ patches / len(patches)  # (12,12), as normalised images have mean 0
         variances, directions = torch.linalg.eigh(covariance)       # a direction a column
         filters = (directions / (variances + eps).sqrt()).T.reshape(12, 3, 2, 2)
-        self.filters.copy_(torch.cat((filters, -filters)))          # both signs, as the GELU behind cuts one off
+        # both signs, as the GELU behind cuts one off
+        self.filters.copy_(torch.cat((filters, -filters)))
 
     def forward(self, x): return F.conv2d(x, self.filters, self.bias)
 
@@ -120,10 +126,9 @@ def centre(nf):
 
 
 class SprintNet(nn.Module):
-    """A network for trainings of minutes: whitened pixels, three blocks of two convolutions, the largest of each feature.
-
-    (n,3,h,w) -> (n,n_out). Made after those that are trained on CIFAR-10 in seconds, wider for more classes.
-    https://arxiv.org/abs/2404.00498"""
+    """A network for trainings of minutes: whitened pixels, three SprintBlocks, the largest of each feature.
+     (n,3,h,w) -> (n,n_out). Made after those that are trained on CIFAR-10 in seconds, wider for
+    more classes. https://arxiv.org/abs/2404.00498"""
 
     def __init__(self, n_out, widths=(64, 256, 768)):
         super().__init__()
@@ -135,14 +140,15 @@ class SprintNet(nn.Module):
 
     # 32x32 pixels: whitened 24 x 31x31, then 64 x 15x15, 256 x 7x7, 768 x 3x3
     def forward_features(self, x): return self.blocks(F.gelu(self.whitening(x)))
-    def forward_head(self, x): return self.head(x.amax((2, 3))) / 9         # the largest of a feature is far from its mean
+    # the largest of a feature is far from its mean
+    def forward_head(self, x): return self.head(x.amax((2, 3))) / 9
     def forward(self, x): return self.forward_head(self.forward_features(x))
 
 
 def get_model(arch, n_out, sizes=(32,), zero_init=True):
-    """The model `arch` with `n_out` outputs for images of these sizes, pixels; `zero_init` is for our ResNets.
+    """The model `arch` with `n_out` outputs for images of these sizes, pixels.
 
-    Errors: UserError for an unknown architecture, or one that cannot take the sizes."""
+    `zero_init` is for our ResNets. Errors: UserError for an unknown architecture, or one that cannot take the sizes."""
     check_arch(arch)
     if arch.startswith("timm:"): return timm_model(arch.removeprefix("timm:"), n_out, sizes)
     if arch == "sprintnet": return SprintNet(n_out)
@@ -157,7 +163,7 @@ def check_arch(arch):
 
 
 def timm_model(name, n_out, sizes):
-    "timm's model `name`; a 7x7 stem and the max-pool behind it become a 3x3 convolution at full size."
+    "timm's model `name`, which takes images of these sizes; see shrink_stem."
     import timm
     about = timm.get_pretrained_cfg(name, allow_unregistered=True)
     # most transformers are made for one size, and only they take this argument
@@ -174,18 +180,19 @@ def timm_model(name, n_out, sizes):
 def name_sizes(name, sizes):
     "Whatever a model of timm raises here becomes a UserError that names the sizes it was to take."
     try: yield
-    # Its thousand models fail at odd sizes in every way: RuntimeError, AssertionError, TypeError, ZeroDivisionError ...
-    # So this is around calls of timm alone.
+    # Its thousand models fail at odd sizes in every way: RuntimeError, AssertionError, TypeError,
+    # ZeroDivisionError ... So no kind is named here, and this is around calls of timm alone.
     except Exception as e:
         pixels = ", ".join(f"{sz}x{sz}" for sz in sorted(set(sizes)))
         why = one_line(e, 120)
-        raise UserError(f"timm:{name} cannot take images of {pixels} pixels ({why}): choose another --arch.") from e
+        what = f"timm:{name} cannot take images of {pixels} pixels ({why})"
+        raise UserError(f"{what}: choose another --arch.") from e
 
 
 def shrink_stem(model):
     """Let a model look at small images at full size, in place.
-
-    A first convolution of 7x7 with stride 2 becomes one of 3x3 with stride 1, and the first max-pool nothing."""
+     A first convolution of 7x7 with stride 2 becomes one of 3x3 with stride 1, and the first
+    max-pool nothing."""
     path, stem = first_module(model, nn.Conv2d)
     if stem is None or (stem.kernel_size, stem.stride) != ((7, 7), (2, 2)): return
     conv = nn.Conv2d(stem.in_channels, stem.out_channels, 3, 1, 1, bias=stem.bias is not None)
@@ -196,4 +203,6 @@ def shrink_stem(model):
 
 def first_module(model, kind):
     "Path and module of the first in `model` of this kind, or None and None."
-    return next(((path, m) for path, m in model.named_modules() if isinstance(m, kind)), (None, None))
+    for path, m in model.named_modules():
+        if isinstance(m, kind): return path, m
+    return None, None

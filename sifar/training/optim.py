@@ -1,4 +1,5 @@
-"""The optimizers of a Learner: SGD with Nesterov momentum, AdamW, and Muon on the filters of convolutions."""
+"""The optimizers: SGD with Nesterov momentum, AdamW, and Muon on the filters of convolutions.
+"""
 from functools import partial
 
 import torch
@@ -15,13 +16,14 @@ DEFAULTS = {                # peak learning rate, weight decay
 
 
 def orthogonalize(g, dtype=torch.float32):
-    """A matrix (n,m) with the singular vectors of `g` and singular values near 1, computed in `dtype`.
-
-    Three Newton-Schulz steps x -> (a + b x xT + c (x xT)^2) x, with a, b, c from
-    https://kellerjordan.github.io/posts/muon/. Each step changes the singular values alone, by a s + b s^3 + c s^5.
-    As it multiplies x by a polynomial of x xT from the left, all three are done on this square (n,n), which is
-    small, and the large x is multiplied once, by their product."""
-    x = (g / (g.norm() + 1e-7)).to(dtype)           # no singular value is above 1 then, or the steps would diverge
+    """A matrix (n,m) with the singular vectors of `g`, and singular values near 1; computed in `dtype`.
+     Three Newton-Schulz steps x -> (a + b x xT + c (x xT)^2) x, with a, b, c from
+    https://kellerjordan.github.io/posts/muon/. Each step changes the singular values alone, by a
+    s + b s^3 + c s^5. As it multiplies x by a polynomial of x xT from the left, all three are
+    done on this square (n,n), which is small, and the large x is multiplied once, by their
+    product."""
+    # no singular value is above 1 then, or the steps would diverge
+    x = (g / (g.norm() + 1e-7)).to(dtype)
     tall = x.shape[0] > x.shape[1]
     if tall: x = x.T                                # the smaller of the two squares
     square = x @ x.T                                # (n,n)
@@ -30,7 +32,7 @@ def orthogonalize(g, dtype=torch.float32):
     for i in range(3):
         step = 3.4445 * one - 4.7750 * square + 2.0315 * square @ square
         product = step @ product if i else step
-        # of step @ x: all of these are polynomials of one matrix, so symmetric, and their order is free
+        # the square of step @ x: all are polynomials of one matrix, so symmetric, and their order is free
         if i < 2: square = step @ square @ step
     x = product @ x                                 # (n,n) @ (n,m)
     if tall: x = x.T
@@ -38,17 +40,21 @@ def orthogonalize(g, dtype=torch.float32):
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on the first group, filters (co,ci,h,w) taken as matrices (co,ci*h*w); SGD with Nesterov on the others.
+    """Muon on the first group of parameters, which are filters; SGD with Nesterov on the others.
 
-    scales: factors of lr for each group. Filters keep their norm: at each step it is set to the root of their
-    number, so that lr alone says how far they turn. torch.optim.Muon takes matrices only, and always computes in
-    bfloat16, which is slow on many processors."""
+    Filters (co,ci,h,w) are taken as matrices (co,ci*h*w).
 
-    def __init__(self, params, lr=0.06, momentum=0.9, weight_decay=0, scales=(1, 10 / 3, 5 / 3), dtype=torch.float32):
+    scales: factors of lr for each group. Filters keep their norm: at each step it is set to the
+    root of their number, so that lr alone says how far they turn. torch.optim.Muon takes matrices
+    only, and always computes in bfloat16, which is slow on many processors."""
+
+    def __init__(self, params, lr=0.06, momentum=0.9, weight_decay=0,
+                 scales=(1, 10 / 3, 5 / 3), dtype=torch.float32):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         n = len(self.param_groups)
         if n != len(scales):
-            raise ValueError(f"Muon takes {len(scales)} groups of parameters, as split_filters makes them, not {n}.")
+            wanted = f"{len(scales)} groups of parameters, as split_filters makes them"
+            raise ValueError(f"Muon takes {wanted}, not {n}.")
         self.scales, self.dtype = scales, dtype
 
     @torch.no_grad()
@@ -72,8 +78,8 @@ class Muon(torch.optim.Optimizer):
 
     def nesterov(self, ps, grads, mom):
         """The updates of `ps` with Nesterov momentum.
-
-        A few kernels for all of them, as starting one takes a GPU's host longer than what it computes."""
+         A few kernels for all of them, as starting one takes a GPU's host longer than what it
+        computes."""
         for p in ps:
             state = self.state[p]
             if "momentum_buffer" not in state: state["momentum_buffer"] = torch.zeros_like(p)
@@ -90,29 +96,31 @@ def split_norms(model):
 
 
 def split_filters(model):
-    "The parameters as three groups: filters but those on the image itself; other matrices; norms and biases."
+    "The parameters as three groups: filters that Muon turns; other filters and matrices; norms and biases."
     filters, others = [], []
     weights, vectors = split_norms(model)
     for p in weights:
-        # those on the colours (co,3,h,w) and the head are left to SGD: Muon is not for inputs and outputs
+        # not those on the colours (co,3,h,w), nor the head: Muon is not for inputs and outputs
         if p.ndim == 4 and p.shape[1] > 3: filters.append(p)
         else: others.append(p)
     if not filters:
-        raise UserError("--opt muon turns the filters of convolutions, and this architecture has none: "
-                        "choose --opt sgd or adamw.")
+        why = "--opt muon turns the filters of convolutions, and this architecture has none"
+        raise UserError(f"{why}: choose --opt sgd or adamw.")
     return [filters, others, vectors]
 
 
 def lr_and_wd(cfg):
     "Peak learning rate and weight decay that `cfg` asks for, else those of its optimizer."
     lr, wd = DEFAULTS[cfg.opt]
-    if cfg.lr not in (None, "auto"): lr = cfg.lr            # auto: found later, and set in another cfg
+    if cfg.lr not in (None, "auto"): lr = cfg.lr    # auto: found later, and set in another cfg
     if cfg.wd is not None: wd = cfg.wd
     return [lr, wd]
 
 
 def get_opt(cfg, dtype):
-    "How a Learner optimizes as `cfg` says: its opt_func, splitter, lr and wd. Muon's matrix products are in `dtype`."
+    """How a Learner optimizes as `cfg` says: its opt_func, splitter, lr and wd.
+
+    Muon's matrix products are in `dtype`."""
     lr, wd = lr_and_wd(cfg)
     opt_func = partial(OptimWrapper, **torch_opt(cfg.opt, dtype))
     splitter, wds = split_and_decay(cfg, wd)
@@ -120,10 +128,11 @@ def get_opt(cfg, dtype):
 
 
 def torch_opt(opt, dtype):
-    "The class of torch's optimizer and what it is called with, as fastai's OptimWrapper takes them."
+    "torch's optimizer and what it is called with, as fastai's OptimWrapper takes them."
     if opt == "muon": return {"opt": Muon, "dtype": dtype}
     if opt == "adamw": return {"opt": torch.optim.AdamW}
-    return {"opt": torch.optim.SGD, "momentum": 0.9, "nesterov": True}      # fastai's own SGD has no Nesterov
+    # fastai's own SGD has no Nesterov
+    return {"opt": torch.optim.SGD, "momentum": 0.9, "nesterov": True}
 
 
 def split_and_decay(cfg, wd):

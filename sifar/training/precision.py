@@ -34,7 +34,7 @@ def pick_precision(name, device):
     if device.type != "cuda": return torch.float32
     major, _ = torch.cuda.get_device_capability(device)
     if major >= 8: return torch.bfloat16        # Ampere and newer
-    if major == 7: return torch.float16         # Volta and Turing: their tensor cores know no bfloat16
+    if major == 7: return torch.float16     # Volta and Turing: their tensor cores know no bfloat16
     return torch.float32
 
 
@@ -48,12 +48,15 @@ def needs_autocast(dtype): return dtype != torch.float32
 
 
 def needs_scaling(dtype):
-    "float16 loses gradients below 6e-8, so the loss is scaled up for it; bfloat16 has the range of float32."
+    "Whether the loss has to be scaled up, so that no gradient is lost."
+    # float16 ends at 6e-8; bfloat16 has the range of float32
     return dtype == torch.float16
 
 
 def small_convs(device, dtype):
-    "SmallConvs where they are faster: in bfloat16 on processors that multiply it. Else a context that does nothing."
+    """SmallConvs where they are faster: in bfloat16, on processors that multiply it.
+
+    Elsewhere a context that does nothing."""
     if device.type == "cpu" and dtype == torch.bfloat16 and fast_at_bf16(): return SmallConvs(dtype)
     return nullcontext()
 
@@ -61,11 +64,12 @@ def small_convs(device, dtype):
 def prepare(device):
     "Set up torch, for this process, so that trainings on `device` are fast."
     if device.type == "cpu": keep_memory()
-    else: torch.backends.cudnn.benchmark = True         # tries its algorithms at each new shape: batches come in few
+    # at each new shape cuDNN tries its algorithms: batches come in few shapes
+    else: torch.backends.cudnn.benchmark = True
 
 
 def takes_channels_last(device):
-    "Whether images lie in memory as (n,h,w,c), which convolutions on CPUs and CUDA like; MPS keeps torch's default."
+    "Whether convolutions are faster on images that lie in memory as (n,h,w,c). MPS keeps torch's default."
     return device.type != "mps"
 
 

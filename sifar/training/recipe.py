@@ -56,6 +56,7 @@ class RecipeLearner(Learner):
         super().__init__(dls, model, **kwargs)
         self.arch = arch
 
+    # of all that pickle would store of a learner, it stores a call: restore(text, weights)
     def __reduce_ex__(self, protocol): return restore, take_apart(self)
 
     def __deepcopy__(self, memo):
@@ -100,6 +101,7 @@ def take_apart(learn):
 def get_recipe(learn):
     "What it takes to make `learn` again but its weights, as a dictionary of plain values."
     dl = learn.dls.valid
+    # dl.dataset: fastai's Datasets, whose lists are of images and of labels
     tfms = dl.dataset.tls[0].tfms if hasattr(dl.dataset, "tls") else []
     reader = first(o for o in tfms if isinstance(o, ReadImage))
     normalize = first(o for o in dl.after_batch.fs if isinstance(o, Normalize))
@@ -228,6 +230,7 @@ def read_weights(weights, recipe):
     ok = isinstance(weights, torch.Tensor) and weights.dtype == torch.uint8 and weights.ndim == 1
     need(ok, "its weights are no safetensors file")
     content = weights.cpu().numpy().tobytes()
+    # safetensors: 8 bytes that give the length of a JSON header, the header, then the numbers
     size = int.from_bytes(content[:8], "little")
     need(size <= min(MAX_JSON, len(content) - 8), "its weights are no safetensors file")
     header = read_json(content[8:8 + size].decode(errors="replace"))
@@ -304,6 +307,7 @@ def read_file(content):
 
     Errors: UserError for whatever is not exactly the form that `export` writes."""
     pickled, stored = read_zip(content)
+    # opcode X: 4 bytes that give the length of a text, then the text
     start = len(BEFORE_TEXT) + 4
     end = start + int.from_bytes(pickled[start - 4:start], "little")
     text = pickled[start:end]

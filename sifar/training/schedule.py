@@ -31,5 +31,6 @@ def fit_warmup_cosine(self: Learner,
 ):
     "Fit for `n_epoch` epochs; the learning rate rises for `warmup` of them, then falls to zero."
     peak = self.lr if lr is None else lr
-    sched = ParamScheduler({"lr": warmup_cosine(peak, warmup / n_epoch, fall)})     # leaves momentum alone
+    # leaves momentum alone
+    sched = ParamScheduler({"lr": warmup_cosine(peak, warmup / n_epoch, fall)})
     self.fit(n_epoch - start_epoch, lr, cbs=[sched, StartAt(start_epoch, n_epoch), *L(cbs)])

@@ -20,11 +20,14 @@ def needed_by(flag):
     "A package that cannot be imported here becomes a UserError that says how to install it."
     try: yield
     except ImportError as e:
-        raise UserError(f"{flag} needs a package that is not installed: pip install {e.name}") from e
+        what = f"{flag} needs a package that is not installed"
+        raise UserError(f"{what}: pip install {e.name}") from e
 
 
 def tensorboard_callback(folder):
-    "fastai's TensorBoardCallback. Of the optimizer it logs lr alone: torch's have settings that are not numbers."
+    """fastai's TensorBoardCallback, which of the optimizer logs lr alone.
+
+    torch's optimizers have settings that are not numbers."""
     with needed_by("--tensorboard"):
         from fastai.callback.tensorboard import TensorBoardCallback
 
@@ -38,20 +41,23 @@ def tensorboard_callback(folder):
 
 def wandb_callback(run, cfg):
     """fastai's WandbCallback for the run folder `run`.
-
-    W&B gets the settings from here: fastai asks the learner for them, and cannot read those of torch's optimizers."""
+     W&B gets the settings from here: fastai asks the learner for them, and cannot read those of
+    torch's optimizers."""
     with needed_by("--wandb"):
         import wandb
         from fastai.callback.wandb import WandbCallback
 
     class Wandb(WandbCallback):
         def before_fit(self):
-            self.learn.gather_args = dict           # hides the learner's own method: there is nothing to gather
+            # hides the learner's own method: there is nothing to gather
+            self.learn.gather_args = dict
             super().before_fit()
             del self.learn.gather_args
     # reinit: each of several seeds in this process is a run of its own
-    try: wandb.init(project="sifar", name=run.name, dir=run, config=asdict(cfg), reinit="finish_previous")
+    options = {"config": asdict(cfg), "reinit": "finish_previous"}
+    try: wandb.init(project="sifar", name=run.name, dir=run, **options)
     except wandb.Error as e:
         why = one_line(e, 200)
-        raise UserError(f"Weights & Biases did not start ({why}): run `wandb login`, or set WANDB_MODE=offline.") from e
+        what_to_do = "run `wandb login`, or set WANDB_MODE=offline"
+        raise UserError(f"Weights & Biases did not start ({why}): {what_to_do}.") from e
     return Wandb(log_preds=False, log_model=False)
