@@ -148,7 +148,8 @@ class SprintNet(nn.Module):
 def get_model(arch, n_out, sizes=(32,), zero_init=True):
     """The model `arch` with `n_out` outputs for images of these sizes, pixels.
 
-    `zero_init` is for our ResNets. Errors: UserError for an unknown architecture, or one that cannot take the sizes."""
+    `zero_init` is for our ResNets.
+    Errors: UserError for an unknown architecture, or one that cannot take the sizes."""
     check_arch(arch)
     if arch.startswith("timm:"): return timm_model(arch.removeprefix("timm:"), n_out, sizes)
     if arch == "sprintnet": return SprintNet(n_out)
