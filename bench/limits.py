@@ -2,8 +2,9 @@
 
     python -m bench.limits [--data DIR] [--images 51200] [--bs 128 512 1024] [--workers 0 4 8 16]
 
-First the model alone, on batches that are on the device already, eager and compiled. Then our Learner with each
-way to feed it: images/s of a fit, and the share of its time that it would save if it did not wait for data."""
+First the model alone, on batches that are on the device already, eager and compiled. Then our Learner with
+each way to feed it: images/s of a fit, and how much of its time it would save if its batches were on the
+device already."""
 import argparse
 import time
 from dataclasses import replace

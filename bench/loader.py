@@ -2,8 +2,8 @@
 
     python -m bench.loader [--data DIR]         # CIFAR-100; SIFAR_DATA or data/ by default
 
-All read the same array and augment alike. (torchvision has no Cutout of one fixed size: RandomErasing takes its
-place.)"""
+All read the same array and augment alike. (torchvision has no Cutout of one fixed size: RandomErasing takes
+its place.)"""
 import argparse
 import statistics
 import time

@@ -2,8 +2,8 @@
 
     python -m bench.options [--epochs 3] [--only opt aug ...]   # CIFAR-100; SIFAR_DATA or data/ by default
 
-The columns are valid top-1, loss and images/s. All else is as in --preset fast, on images of 16 pixels, validation
-too; a tenth of the training images is held out, and the test set is not looked at."""
+The columns are valid top-1, loss and images/s. All else is as in --preset fast, on images of 16 pixels,
+validation too; a tenth of the training images is held out, and the test set is not looked at."""
 import argparse
 import tempfile
 from dataclasses import replace

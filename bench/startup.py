@@ -30,7 +30,8 @@ def first_prediction(model):
     start = time.perf_counter()
     command = [sys.executable, "app.py", "--model", str(model)]
     env = {**os.environ, "GRADIO_SERVER_PORT": str(port)}
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    nowhere = subprocess.DEVNULL
+    server = subprocess.Popen(command, cwd=ROOT, stdout=nowhere, stderr=nowhere, env=env)
     try:
         while True:
             try: socket.create_connection(("127.0.0.1", port), 1).close()

@@ -2,8 +2,8 @@
 
     python -m bench.sweep sweep.csv --preset fast --seeds 7 8 -- "" "--ema 0.999" "--cutmix 1 --mix-prob 0.5"
 
-Each quoted text has flags of train.py. The data is read once. What has a row already is left out, so a sweep that
-broke off goes on. A tenth of the training images is held out, and the test set is not looked at."""
+Each quoted text has flags of train.py. The data is read once. What has a row already is left out, so a sweep
+that broke off goes on. A tenth of the training images is held out, and the test set is not looked at."""
 import argparse
 import csv
 import io

@@ -1,6 +1,6 @@
 """Images a second of a Learner's fit against two plain PyTorch loops over the same model and batch size.
 
-    python -m bench.train [--data DIR] [--bs 128] [--sizes 16]       # CIFAR-100; SIFAR_DATA or data/ by default
+    python -m bench.train [--data DIR] [--bs 128] [--sizes 16]  # CIFAR-100; SIFAR_DATA or data/ by default
 
 bare: images in memory, normalised, not augmented; precision and memory format as ours, and nothing else.
 usual: what most repositories for CIFAR do: Pillow images, torchvision's transforms, DataLoader, float32."""

@@ -104,7 +104,7 @@ def write_batches(cfg, dls, folder):
 def shown(dl, idxs, learn, n_epoch=1):
     """The training images number `idxs` of `dl` as `learn` sees them, and their labels.
 
-    They are uint8 (n,h,w,3), as in the first of `n_epoch` epochs. Where some batches are mixed, this one is."""
+    They are uint8 (n,h,w,3), as in the first of `n_epoch` epochs. Where some batches are mixed, these are."""
     dl.before_iter()
     batch = to_device(dl.read([dl.items[i] for i in idxs]), dl.device)
     x, y = dl.after_batch(batch)
