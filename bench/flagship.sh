@@ -73,4 +73,5 @@ for part in $parts; do $part; done
 shopt -s nullglob
 finished=("$runs/$dataset"/*/metrics.json)
 [ ${#finished[@]} = 0 ] && exit
-"$python" -W ignore -m sifar.compare --plot "$out/curves.png" "${finished[@]%/metrics.json}" | tee "$out/table.txt"
+compare=("$python" -W ignore -m sifar.compare --plot "$out/curves.png")
+"${compare[@]}" "${finished[@]%/metrics.json}" | tee "$out/table.txt"

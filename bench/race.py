@@ -6,8 +6,8 @@ import statistics
 def race(racers, rounds=5):
     """Figures of each of `racers`, {name: (generator function, arguments)}: {name: [figure of each round]}.
 
-    A generator prepares, then yields a figure each time that it is asked. The first, in which it warms up, does
-    not count."""
+    A generator prepares, then yields a figure each time that it is asked. The first, in which it warms up,
+    does not count."""
     spawn = multiprocessing.get_context("spawn")
     pipes = {name: spawn.Pipe() for name in racers}
     processes = [spawn.Process(target=run, args=(pipes[name][1], *racer), daemon=True)
