@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a classifier on CIFAR-100, CIFAR-10, digits or a folder of images: python train.py --dataset cifar100"""
+"""Train a classifier on CIFAR-100, CIFAR-10, digits or your own images: python train.py"""
 import sys
 import tempfile
 from dataclasses import replace
@@ -8,6 +8,8 @@ from pathlib import Path
 from sifar.cli import one_line_errors, parse_args, without_flags
 from sifar.errors import name_batch_size
 from sifar.log import command, log, log_to_screen, progress, quiet_imports
+
+# What takes seconds to import is imported where it is used: --help and wrong flags are answered at once.
 
 
 def train(cfg):
@@ -28,7 +30,9 @@ def train(cfg):
             cbs = run_callbacks(learn, cfg, bar)
             start = resume(learn, cbs) if cfg.resume else 0
             describe_run(run, cfg, learn)
-            learn.fit_warmup_cosine(cfg.epochs, warmup=cfg.warmup * cfg.epochs, start_epoch=start, cbs=cbs, fall=cfg.schedule)
+            warmup = cfg.warmup * cfg.epochs
+            learn.fit_warmup_cosine(
+                cfg.epochs, warmup=warmup, start_epoch=start, cbs=cbs, fall=cfg.schedule)
         write_report(learn, cfg, learn.history)
     return run
 
@@ -43,16 +47,16 @@ def main(args=None):
         if cfg.lr_find or cfg.show_batch or cfg.profile: return explore(cfg, args)
         if cfg.seeds > 1: return train_seeds(cfg, args)
         run = train(cfg)
-        log.info("Next: %s", command("train.py", "--dataset", "cifar100") if cfg.dataset == "digits" else command("export.py", run))
+        # after the small data set the large one, after that the learner
+        if cfg.dataset == "digits": log.info("Next: %s", command("train.py", "--dataset", "cifar100"))
+        else: log.info("Next: %s", command("export.py", run))
 
 
 def dry_run(cfg):
     "One batch through everything, in a folder that is deleted afterwards."
-    with tempfile.TemporaryDirectory() as runs: train(replace(cfg, epochs=1, runs=runs, name=None, resume=None, wandb=False))
+    with tempfile.TemporaryDirectory() as runs:
+        train(replace(cfg, epochs=1, runs=runs, name=None, resume=None, wandb=False))
     log.info("The dry run went through; no run folder was kept.")
-
-
-def explore_folder(cfg): return Path(cfg.runs) / Path(cfg.dataset).name / "explore"
 
 
 def explore(cfg, args):
@@ -63,42 +67,63 @@ def explore(cfg, args):
 
     check_machine(cfg)
     with name_batch_size(cfg): found = explore(cfg, get_dls(cfg), explore_folder(cfg))
-    if found:
-        log.info("To train with the valley: %s", command("train.py", *without_flags(args, "lr_find", "show_batch", "profile", "lr"), "--lr", f"{found['valley']:.2g}"))
+    if not found: return
+    others = without_flags(args, "lr_find", "show_batch", "profile", "lr")
+    lr = f"{found['valley']:.2g}"
+    log.info("To train with the valley: %s", command("train.py", *others, "--lr", lr))
+
+
+def explore_folder(cfg): return Path(cfg.runs) / Path(cfg.dataset).name / "explore"
 
 
 def train_seeds(cfg, args):
     "Train a run for each seed, then say the mean of their results; `args` is the command line."
-    from sifar.data.loaders import get_dls
     from sifar.runs.compare import means, read_run
     from sifar.runs.run import check_free, run_path
-    from sifar.training.explore import auto_lr
     from sifar.training.learner import check_machine
 
     check_machine(cfg)
     cfg = replace(cfg, name=run_path(cfg).name)
-    todo = [replace(cfg, seed=o, seeds=1, name=f"{cfg.name}-{o}") for o in range(cfg.seed, cfg.seed + cfg.seeds)]
-    for o in todo: check_free(run_path(o))
-    if cfg.lr == "auto":                # one for all, so that they differ in seed alone
-        with name_batch_size(cfg): cfg = replace(cfg, lr=auto_lr(cfg, get_dls(cfg), explore_folder(cfg)))
+    seeds = range(cfg.seed, cfg.seed + cfg.seeds)
+    todo = [replace(cfg, seed=seed, seeds=1, name=f"{cfg.name}-{seed}") for seed in seeds]
+    for one in todo: check_free(run_path(one))
+    if cfg.lr == "auto": cfg = replace(cfg, lr=shared_lr(cfg))
     runs = []
-    for o in todo:
-        try: runs.append(train(replace(o, lr=cfg.lr)))
+    for one in todo:
+        try: runs.append(train(replace(one, lr=cfg.lr)))
         except (KeyboardInterrupt, SystemExit):
-            first = o.seed + (run_path(o) / "models" / "last.pth").exists()         # else nothing of this one is left to go on with
-            if first < cfg.seed + cfg.seeds:
-                log.info("Then train the other seeds, and let python -m sifar.compare say the mean:")
-                log.info("  %s", other_seeds(cfg, args, first))
+            # a run with a checkpoint goes on by its own --resume; of one without, nothing is left
+            resumable = (run_path(one) / "models" / "last.pth").exists()
+            say_other_seeds(cfg, args, one.seed + resumable)
             raise
-    for line in means([read_run(o) for o in runs]): log.info("%s", line)
+    for line in means([read_run(run) for run in runs]): log.info("%s", line)
+
+
+def shared_lr(cfg):
+    "The learning rate that lr_find suggests, one for all seeds, so that their runs differ in seed alone."
+    from sifar.data.loaders import get_dls
+    from sifar.training.explore import auto_lr
+
+    with name_batch_size(cfg): return auto_lr(cfg, get_dls(cfg), explore_folder(cfg))
+
+
+def say_other_seeds(cfg, args, first):
+    "Say how to train the seeds from `first` on, where there are any."
+    if first >= cfg.seed + cfg.seeds: return
+    log.info("Then train the other seeds, and let python -m sifar.compare say the mean:")
+    log.info("  %s", other_seeds(cfg, args, first))
 
 
 def other_seeds(cfg, args, seed):
     "The command that trains the seeds from `seed` on."
     left = cfg.seed + cfg.seeds - seed
-    name = ["--name", cfg.name if left > 1 else f"{cfg.name}-{seed}"]
-    lr = ["--lr", cfg.lr] if isinstance(cfg.lr, float) else []              # that of the runs before, where it was --lr auto
-    return command("train.py", *without_flags(args, "seed", "seeds", "name", *(["lr"] if lr else [])), *lr, "--seed", seed, *(["--seeds", left] if left > 1 else []), *name)
+    changed, flags = ["seed", "seeds", "name"], ["--seed", seed]
+    if isinstance(cfg.lr, float):           # that of the runs before, where it was --lr auto
+        changed.append("lr")
+        flags = ["--lr", cfg.lr, *flags]
+    if left > 1: flags += ["--seeds", left, "--name", cfg.name]
+    else: flags += ["--name", f"{cfg.name}-{seed}"]
+    return command("train.py", *without_flags(args, *changed), *flags)
 
 
 if __name__ == "__main__": main()

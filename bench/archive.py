@@ -1,8 +1,9 @@
-"""A finished run as a small folder for the repository, from which export.py makes its learner: no data set, no machine's paths.
+"""A finished run as a small folder for the repository, from which export.py makes its learner.
 
     python -m bench.archive RUN results/cifar100-resnet18
 
-config.json, history.csv and metrics.json as they are, and model.safetensors: the weights that count, in float16."""
+It has no data set and no paths of a machine: config.json, history.csv and metrics.json as they are, and
+model.safetensors: the weights that count, in float16."""
 import argparse
 import json
 from pathlib import Path
@@ -18,16 +19,19 @@ from sifar.runs.load import load_run
 
 def archive(run, folder):
     weights = load_run(run, images=False).model.state_dict()
-    half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
-    assert all(torch.isfinite(o).all() for o in half.values())
+    half = {k: to_half(v).contiguous() for k, v in weights.items()}
+    assert all(torch.isfinite(v).all() for v in half.values())
     about = json.loads((run / "config.json").read_text())
     about["settings"]["dataset"] = Path(about["settings"]["dataset"]).name
-    for o in ("data", "runs"): about["settings"].pop(o, None)           # whoever reads it has their own
-    about["commands"] = [without_folders(o) for o in about["commands"]]
+    for name in ("data", "runs"): about["settings"].pop(name, None)         # whoever reads it has their own
+    about["commands"] = [without_folders(line) for line in about["commands"]]
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "config.json", json.dumps(about, indent=2) + "\n")
-    for o in ("history.csv", "metrics.json"): write_file(folder / o, (run / o).read_bytes())
+    for name in ("history.csv", "metrics.json"): write_file(folder / name, (run / name).read_bytes())
     write_file(folder / "model.safetensors", save(half))
+
+
+def to_half(x): return x.half() if x.is_floating_point() else x
 
 
 def main():

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Everything that one loan of a CUDA GPU can prove, in order of worth: accuracy of the presets, and what limits the speed.
+# Everything that one loan of a CUDA GPU can prove, in order of worth: accuracy of the presets, and what
+# limits the speed.
 #
 #     SIFAR_DATA=DIR MINUTES=9 bash bench/flagship.sh OUT [PART...]
 #
-# Parts, all of them by default: check limits sprint standard best. What is finished is left alone and what broke off goes on, so a
-# second call continues the first; MINUTES ends the whole cleanly. Runs lie in RUNS (default OUT/runs), logs and tables in OUT.
-# On a CPU at a tiny size, as a trial:
-#     DATASET=digits TINY="--arch resnet8 --epochs 1 --bs 32" LIMITS="--images 256 --bs 64 --arch resnet8" bash bench/flagship.sh OUT
+# Parts, all of them by default: check limits sprint standard best. What is finished is left alone and what
+# broke off goes on, so a second call continues the first; MINUTES ends the whole cleanly. Runs lie in RUNS
+# (default OUT/runs), logs and tables in OUT. On a CPU at a tiny size, as a trial:
+#     DATASET=digits TINY="--arch resnet8 --epochs 1 --bs 32" \
+#         LIMITS="--images 256 --bs 64 --arch resnet8" bash bench/flagship.sh OUT
 set -uo pipefail
 out=$1; shift
 parts=${*:-check limits sprint standard best}
@@ -18,7 +20,8 @@ mkdir -p "$out" "$runs"
 
 seconds_left() { echo $((start + ${MINUTES:-100000} * 60 - $(date +%s))); }
 
-try() {         # NAME LIMIT COMMAND...: run it for at most LIMIT seconds or what is left, its output in NAME.txt
+# NAME LIMIT COMMAND...: run it for at most LIMIT seconds or what is left, its output in NAME.txt
+try() {
     local name=$1 limit=$2 left code=0; shift 2
     left=$(seconds_left)
     [ "$left" -gt 15 ] || { echo "$name: no time was left" | tee -a "$out/failed.txt"; return 1; }
@@ -30,16 +33,26 @@ try() {         # NAME LIMIT COMMAND...: run it for at most LIMIT seconds or wha
 train() {       # NAME LIMIT OPTIONS...: train a run of that name, or go on with it
     local name=$1 limit=$2 run=$runs/$dataset/$1; shift 2
     [ -e "$run/metrics.json" ] && return
-    if [ -e "$run/models/last.pth" ]; then try "$name" "$limit" "$python" -W ignore train.py --resume "$run"
-    else try "$name" "$limit" "$python" -W ignore train.py --dataset "$dataset" --runs "$runs" --name "$name" --augment batch --valid-pct 0 "$@" ${TINY:-}; fi
-    for o in metrics.json history.csv config.json; do [ -e "$run/$o" ] && cp "$run/$o" "$out/$name.$o"; done
+    if [ -e "$run/models/last.pth" ]; then
+        try "$name" "$limit" "$python" -W ignore train.py --resume "$run"
+    else
+        try "$name" "$limit" "$python" -W ignore train.py --dataset "$dataset" --runs "$runs" --name "$name" \
+            --augment batch --valid-pct 0 "$@" ${TINY:-}
+    fi
+    for file in metrics.json history.csv config.json; do
+        [ -e "$run/$file" ] && cp "$run/$file" "$out/$name.$file"
+    done
 }
 
 check() {       # versions, device, an epoch of two presets: do they work, and how fast are they
-    { nvidia-smi || echo "no NVIDIA GPU: a trial"; "$python" -c "import sys, torch, fastai; print(sys.version, torch.__version__, fastai.__version__)"; } > "$out/machine.txt" 2>&1
+    {
+        nvidia-smi || echo "no NVIDIA GPU: a trial"
+        "$python" -c "import sys, torch, fastai; print(sys.version, torch.__version__, fastai.__version__)"
+    } > "$out/machine.txt" 2>&1
     try check 90 "$python" -W ignore -m bench.sweep "$out/check.csv" --preset standard --seeds 1 -- \
         "--dataset $dataset --augment batch --epochs 2 ${TINY:-}" \
-        "--dataset $dataset --preset sprint --epochs 2 --sizes 32 ${TINY:-}" "--dataset $dataset --augment batch --epochs 2 --bs 512 ${TINY:-}"
+        "--dataset $dataset --preset sprint --epochs 2 --sizes 32 ${TINY:-}" \
+        "--dataset $dataset --augment batch --epochs 2 --bs 512 ${TINY:-}"
 }
 
 limits() { try limits 150 "$python" -W ignore -m bench.limits --workers 0 ${LIMITS:---bs 512 128}; }
@@ -59,4 +72,6 @@ best() {
 for part in $parts; do $part; done
 shopt -s nullglob
 finished=("$runs/$dataset"/*/metrics.json)
-[ ${#finished[@]} = 0 ] || "$python" -W ignore -m sifar.compare --plot "$out/curves.png" "${finished[@]%/metrics.json}" | tee "$out/table.txt"
+[ ${#finished[@]} = 0 ] && exit
+compare=("$python" -W ignore -m sifar.compare --plot "$out/curves.png")
+"${compare[@]}" "${finished[@]%/metrics.json}" | tee "$out/table.txt"

@@ -1,8 +1,9 @@
-"""What each option of training brings by itself, at a small budget: valid top-1, loss and images/s as rows of a Markdown table.
+"""What each option of training brings by itself, at a small budget, as rows of a Markdown table.
 
-    python -m bench.options [--epochs 3] [--only opt aug ...]       # CIFAR-100; SIFAR_DATA or data/ by default
+    python -m bench.options [--epochs 3] [--only opt aug ...]   # CIFAR-100; SIFAR_DATA or data/ by default
 
-All else is as in --preset fast, on images of 16 pixels, validation too; a tenth of the training images is held out and the test set is not looked at."""
+The columns are valid top-1, loss and images/s. All else is as in --preset fast, on images of 16 pixels,
+validation too; a tenth of the training images is held out, and the test set is not looked at."""
 import argparse
 import tempfile
 from dataclasses import replace
@@ -11,8 +12,11 @@ from sifar.config import PRESETS, TrainConfig, flag
 from sifar.log import log_to_screen, quiet_imports
 
 CHANGES = [
-    {}, {"seed": 43}, {"augment": "item"}, {"precision": "fp32"}, {"opt": "sgd"}, {"opt": "adamw"}, {"schedule": "cosine"}, {"sizes": "12,12,16"},
-    {"wd_norm": True}, {"clip": 1.0}, {"ema": 0.99}, {"mixup": 0.2}, {"cutmix": 1.0}, {"cutmix": 1.0, "mix_prob": 0.5},
+    {}, {"seed": 43},
+    {"augment": "item"}, {"precision": "fp32"}, {"sizes": "12,12,16"},
+    {"opt": "sgd"}, {"opt": "adamw"}, {"schedule": "cosine"},
+    {"wd_norm": True}, {"clip": 1.0}, {"ema": 0.99},
+    {"mixup": 0.2}, {"cutmix": 1.0}, {"cutmix": 1.0, "mix_prob": 0.5},
     {"aug": "standard"}, {"aug": "trivial", "augment": "item"}, {"aug": "rand", "augment": "item"},
 ]
 
@@ -26,8 +30,12 @@ def measure(cfg):
         learn = get_learner(get_dls(cfg), cfg, path=run)
         learn.grow_images.run_valid = True
         with learn.no_bar(), progress() as bar:
-            learn.fit_warmup_cosine(cfg.epochs, warmup=cfg.warmup * cfg.epochs, cbs=run_callbacks(learn, cfg, bar), fall=cfg.schedule)
+            cbs, warmup = run_callbacks(learn, cfg, bar), cfg.warmup * cfg.epochs
+            learn.fit_warmup_cosine(cfg.epochs, warmup=warmup, cbs=cbs, fall=cfg.schedule)
         return learn.history[-1]
+
+
+def named(name, value): return f"`{flag(name)}`" if value is True else f"`{flag(name)} {value}`"
 
 
 def main():
@@ -40,13 +48,15 @@ def main():
     args = parser.parse_args()
     quiet_imports()
     log_to_screen()
-    base = replace(PRESETS["fast"](), data=args.data, arch=args.arch, epochs=args.epochs, seed=args.seed, sizes="16", valid_pct=0.1)
+    base = replace(PRESETS["fast"](), data=args.data, arch=args.arch, epochs=args.epochs, seed=args.seed,
+                   sizes="16", valid_pct=0.1)
     print("| changed | valid top-1, % | valid loss | images/s |\n|---|---|---|---|", flush=True)
     for change in CHANGES:
         if args.only and change and not set(args.only) & set(change): continue
         row = measure(replace(base, **change))
-        what = ", ".join(f"`{flag(k)}`" if v is True else f"`{flag(k)} {v}`" for k, v in change.items()) or "nothing"
-        print(f"| {what} | {100 * row['top1']:.2f} | {row['valid_loss']:.3f} | {row['images_per_second']:.0f} |", flush=True)
+        what = ", ".join(named(k, v) for k, v in change.items()) or "nothing"
+        top1, loss, rate = 100 * row["top1"], row["valid_loss"], row["images_per_second"]
+        print(f"| {what} | {top1:.2f} | {loss:.3f} | {rate:.0f} |", flush=True)
 
 
 if __name__ == "__main__": main()

@@ -29,28 +29,44 @@ def rounds(*fs, n=12):
     return [[seconds(f) for f in fs] for _ in range(n + 1)][1:]
 
 
+def times(rounds, i, j):
+    "How many times as long number `i` took as number `j`, the median of the rounds."
+    return statistics.median(taken[i] / taken[j] for taken in rounds)
+
+
 def main():
     quiet_imports()
     cfg = TrainConfig(dataset="digits", device="cpu")
     learn = get_learner(get_dls(cfg), cfg)
-    images = [Image.fromarray(o) for o in some_images(learn, BATCH)]
+    images = [Image.fromarray(image) for image in some_images(learn, BATCH)]
     with tempfile.TemporaryDirectory() as folder:
         write_learner(learn, Path(folder) / "learner.pkl", {})
         predictor, learn = Predictor(folder, "cpu"), load_learner(folder)
-    model, x = predictor.classifier.model, predictor.classifier.normalize(predictor.tensor(images)).contiguous(memory_format=torch.channels_last)
+    model = predictor.classifier.model
+    x = predictor.classifier.normalize(predictor.tensor(images))            # (BATCH,3,32,32)
+    x = x.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def bare(n, bs): return [model(x[:bs]) for _ in range(n)]
+    def bare(n, bs):
+        for _ in range(n): model(x[:bs])
+
+    def ours():
+        for _ in range(ONE): predictor.predict(images[0])
+
+    def fastai():
+        for _ in range(ONE): learn.predict(images[0])
 
     with learn.no_bar():
-        one = rounds(lambda: bare(ONE, 1), lambda: [predictor.predict(images[0]) for _ in range(ONE)], lambda: [learn.predict(images[0]) for _ in range(ONE)])
+        one = rounds(lambda: bare(ONE, 1), ours, fastai)
         many = rounds(lambda: bare(1, BATCH), lambda: predictor.predict_batch(images))
-    ms = [1000 * statistics.median(o) / ONE for o in zip(*one)]
-    per_second = [BATCH / statistics.median(o) for o in zip(*many)]
-    print(f"one image: bare forward {ms[0]:.2f} ms, Predictor.predict {ms[1]:.2f} ms ({statistics.median(b / a for a, b, _ in one):.2f} times), "
-          f"learn.predict {ms[2]:.2f} ms ({statistics.median(c / a for a, _, c in one):.2f} times)")
-    print(f"{BATCH} images: bare forward {per_second[0]:.0f} images/s, Predictor.predict_batch {per_second[1]:.0f} ({statistics.median(a / b for a, b in many):.2f} times), "
-          f"learn.predict one after another {1000 / ms[2]:.0f}")
+    a, b, c = (1000 * statistics.median(taken) / ONE for taken in zip(*one))
+    print(f"one image: bare forward {a:.2f} ms, "
+          f"Predictor.predict {b:.2f} ms ({times(one, 1, 0):.2f} times), "
+          f"learn.predict {c:.2f} ms ({times(one, 2, 0):.2f} times)")
+    all_at_once, ours_at_once = (BATCH / statistics.median(taken) for taken in zip(*many))
+    print(f"{BATCH} images: bare forward {all_at_once:.0f} images/s, "
+          f"Predictor.predict_batch {ours_at_once:.0f} ({times(many, 0, 1):.2f} times), "
+          f"learn.predict one after another {1000 / c:.0f}")
 
 
 if __name__ == "__main__": main()

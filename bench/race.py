@@ -1,4 +1,4 @@
-"""Ours and its peers take turns, each in a process of its own, so that none runs with another's settings or memory."""
+"""Ours and its peers take turns, each in a process of its own, with its own settings and memory."""
 import multiprocessing
 import statistics
 
@@ -6,17 +6,19 @@ import statistics
 def race(racers, rounds=5):
     """Figures of each of `racers`, {name: (generator function, arguments)}: {name: [figure of each round]}.
 
-    A generator prepares, then yields a figure each time that it is asked; the first, in which it warms up, does not count."""
+    A generator prepares, then yields a figure each time that it is asked. The first, in which it warms up,
+    does not count."""
     spawn = multiprocessing.get_context("spawn")
     pipes = {name: spawn.Pipe() for name in racers}
-    processes = [spawn.Process(target=run, args=(pipes[k][1], *v), daemon=True) for k, v in racers.items()]
-    for o in processes: o.start()
+    processes = [spawn.Process(target=run, args=(pipes[name][1], *racer), daemon=True)
+                 for name, racer in racers.items()]
+    for process in processes: process.start()
     for _, theirs in pipes.values(): theirs.close()         # so that one that fails is noticed
     figures = {name: [ask(ours)] for name, (ours, _) in pipes.items()}
     for _ in range(rounds):
         for name, (ours, _) in pipes.items(): figures[name].append(ask(ours))
-    for o in processes: o.terminate()
-    return {k: v[1:] for k, v in figures.items()}
+    for process in processes: process.terminate()
+    return {name: found[1:] for name, found in figures.items()}
 
 
 def ask(pipe):

@@ -28,13 +28,16 @@ def first_prediction(model):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     start = time.perf_counter()
-    server = subprocess.Popen([sys.executable, "app.py", "--model", str(model)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                              env={**os.environ, "GRADIO_SERVER_PORT": str(port)})
+    command = [sys.executable, "app.py", "--model", str(model)]
+    env = {**os.environ, "GRADIO_SERVER_PORT": str(port)}
+    nowhere = subprocess.DEVNULL
+    server = subprocess.Popen(command, cwd=ROOT, stdout=nowhere, stderr=nowhere, env=env)
     try:
         while True:
             try: socket.create_connection(("127.0.0.1", port), 1).close()
             except OSError:
-                if server.poll() is not None: raise SystemExit(f"app.py --model {model} ended at once") from None
+                if server.poll() is not None:
+                    raise SystemExit(f"app.py --model {model} ended at once") from None
                 time.sleep(0.02)
             else: break
         up = time.perf_counter()
@@ -59,10 +62,13 @@ def main():
         "train.py --help": lambda: python("train.py", "--help"),
         "app.py, first prediction": lambda: first_prediction(args.model),
     }
-    rounds = [{k: f() for k, f in measures.items()} for _ in range(args.rounds + 1)][1:]        # the first fills the system's caches
+    rounds = [{name: f() for name, f in measures.items()} for _ in range(args.rounds + 1)]
+    rounds = rounds[1:]                         # the first fills the system's caches
     base = "import fastai.vision.all"
-    for k in measures:
-        print(f"{k:26} {statistics.median(o[k] for o in rounds):6.2f} s   {statistics.median(o[k] / o[base] for o in rounds):.2f} of fastai's import")
+    for name in measures:
+        seconds = statistics.median(taken[name] for taken in rounds)
+        share = statistics.median(taken[name] / taken[base] for taken in rounds)
+        print(f"{name:26} {seconds:6.2f} s   {share:.2f} of fastai's import")
 
 
 if __name__ == "__main__": main()

@@ -1,12 +1,13 @@
-"""Trainings by several settings one after another in one process, the data read once: a row of a CSV file as each one ends.
+"""Trainings by several settings, one after another in one process: a row of a CSV file as each ends.
 
     python -m bench.sweep sweep.csv --preset fast --seeds 7 8 -- "" "--ema 0.999" "--cutmix 1 --mix-prob 0.5"
 
-Each quoted text has flags of train.py. What has a row already is left out, so a sweep that broke off goes on. A tenth of the training
-images is held out (--valid-pct 0.1), and the test set is not looked at."""
+Each quoted text has flags of train.py. The data is read once. What has a row already is left out, so a sweep
+that broke off goes on. A tenth of the training images is held out, and the test set is not looked at."""
 import argparse
 import csv
 import io
+import itertools
 import shlex
 import tempfile
 import time
@@ -19,7 +20,7 @@ COLUMNS = "flags", "seed", "top1", "top5", "loss", "train_loss", "seconds", "ima
 
 
 def fit(cfg, data):
-    "Train by `cfg` on the ImageData `data`: what its last epoch gave, top1 and top5 in percent, and its seconds in all."
+    "Train by `cfg` on the ImageData `data`: what its last epoch gave, in percent, and its seconds in all."
     from sifar.data.loaders import make_dls
     from sifar.log import progress
     from sifar.training.callbacks import RunLog, SeedEpochs, StopOnNaN
@@ -31,7 +32,8 @@ def fit(cfg, data):
         cbs = [SeedEpochs(cfg.seed), StopOnNaN(), RunLog(bar)]
         start = time.perf_counter()
         with learn.no_bar():
-            learn.fit_warmup_cosine(cfg.epochs, warmup=cfg.warmup * cfg.epochs, cbs=cbs, fall=cfg.schedule)
+            warmup = cfg.warmup * cfg.epochs
+            learn.fit_warmup_cosine(cfg.epochs, warmup=warmup, cbs=cbs, fall=cfg.schedule)
     last = learn.history[-1]
     return {"top1": 100 * last["top1"], "top5": 100 * last["top5"], "loss": last["valid_loss"],
             "train_loss": last["train_loss"], "seconds": time.perf_counter() - start,
@@ -40,7 +42,8 @@ def fit(cfg, data):
 
 def read_rows(path):
     "The rows of a sweep that are there already."
-    return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+    if not path.exists(): return []
+    return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
 def add_row(path, row):
@@ -64,10 +67,12 @@ def main():
     from sifar.data.datasets import load_data
 
     start, data = time.monotonic(), {}
-    done = {(o["flags"], int(o["seed"])) for o in read_rows(args.csv)}
-    for flags, seed in ((f, s) for f in args.flags for s in args.seeds if (f, s) not in done):
+    done = {(row["flags"], int(row["seed"])) for row in read_rows(args.csv)}
+    for flags, seed in itertools.product(args.flags, args.seeds):
+        if (flags, seed) in done: continue
         if time.monotonic() - start > 60 * args.minutes: return
-        cfg = parse_args(["--preset", args.preset, "--valid-pct", "0.1", *shlex.split(flags), "--seed", str(seed)])
+        options = "--preset", args.preset, "--valid-pct", "0.1", *shlex.split(flags), "--seed", str(seed)
+        cfg = parse_args(list(options))
         log.info("%s, seed %d", flags or "as the preset says", seed)
         split = cfg.dataset, cfg.seed, cfg.valid_pct
         if split not in data: data[split] = load_data(cfg)

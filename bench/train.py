@@ -1,12 +1,13 @@
 """Images a second of a Learner's fit against two plain PyTorch loops over the same model and batch size.
 
-    python -m bench.train [--data DIR] [--bs 128] [--sizes 16]       # CIFAR-100; SIFAR_DATA or data/ by default
+    python -m bench.train [--data DIR] [--bs 128] [--sizes 16]  # CIFAR-100; SIFAR_DATA or data/ by default
 
-bare: images in memory, normalised, not augmented; the same precision and memory format as ours, and nothing else.
+bare: images in memory, normalised, not augmented; precision and memory format as ours, and nothing else.
 usual: what most repositories for CIFAR do: Pillow images, torchvision's transforms, DataLoader, float32."""
 import argparse
 import statistics
 import time
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -26,7 +27,8 @@ def ours(cfg, n):
     with learn.no_bar(), learn.no_logging():
         while True:
             start = time.perf_counter()
-            learn.fit_warmup_cosine(1, warmup=0, cbs=[StopOnNaN(), ShortEpochCallback((batches - 1) / len(learn.dls.train))])      # it stops after the batch
+            short = ShortEpochCallback((batches - 1) / len(learn.dls.train))        # it stops after the batch
+            learn.fit_warmup_cosine(1, warmup=0, cbs=[StopOnNaN(), short])
             wait()
             yield batches * cfg.bs / (time.perf_counter() - start)
 
@@ -40,7 +42,7 @@ def bare(cfg, n, compile=lambda o: o):
     "Images/s of forward, loss, backward and step on batches that are in memory."
     from sifar.config import parse_sizes
     from sifar.training.models import get_model
-    from sifar.training.precision import pick_device, pick_precision
+    from sifar.training.precision import needs_autocast, pick_device, pick_precision
     device = pick_device(cfg.device)
     torch.backends.cudnn.benchmark = True               # as our Learner has it
     dtype = pick_precision(cfg.precision, device)
@@ -49,7 +51,9 @@ def bare(cfg, n, compile=lambda o: o):
     y = torch.randint(100, (n // cfg.bs, cfg.bs), device=device)
     batches = [(xb.contiguous(memory_format=torch.channels_last), yb) for xb, yb in zip(x, y)]
     model = compile(get_model(cfg.arch, 100).to(device, memory_format=torch.channels_last))
-    yield from fit(model, batches, cfg, lambda: torch.autocast(device.type, dtype, enabled=dtype != torch.float32))
+
+    def autocast(): return torch.autocast(device.type, dtype, enabled=needs_autocast(dtype))
+    yield from fit(model, batches, cfg, autocast)
 
 
 def usual(cfg, n):
@@ -63,14 +67,22 @@ def usual(cfg, n):
     from sifar.training.precision import pick_device
     device, data = pick_device(cfg.device), load_data(cfg)
     mean, std = data.stats()
-    tfms = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std)])
+    tfms = transforms.Compose([
+        transforms.RandomCrop(32, padding=4),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(mean, std),
+    ])
 
     class Images(Dataset):
         def __len__(self): return n
-        def __getitem__(self, i): return tfms(Image.fromarray(data.images[data.train[i]])), int(data.labels[data.train[i]])
 
-    from contextlib import nullcontext
-    yield from fit(get_model(cfg.arch, 100).to(device), DataLoader(Images(), cfg.bs, shuffle=True, drop_last=True), cfg, nullcontext)
+        def __getitem__(self, i):
+            row = data.train[i]
+            return tfms(Image.fromarray(data.images[row])), int(data.labels[row])
+
+    batches = DataLoader(Images(), cfg.bs, shuffle=True, drop_last=True)
+    yield from fit(get_model(cfg.arch, 100).to(device), batches, cfg, nullcontext)
 
 
 def fit(model, batches, cfg, context):
@@ -98,8 +110,12 @@ def main():
     args = parser.parse_args()
     cfg = TrainConfig(dataset="cifar100", data=args.data, bs=args.bs, sizes=args.sizes, valid_pct=0.0)
     n = max(args.images, args.bs)
-    figures = race({"sifar": (ours, (cfg, n)), "bare": (bare, (cfg, n)), "usual": (usual, (cfg, n))}, args.rounds)
-    for k, v in figures.items(): print(f"{k:6} {statistics.median(v):7.0f} images/s   {ratio(figures['sifar'], v):.2f} times as fast is sifar")
+    racers = {"sifar": (ours, (cfg, n)), "bare": (bare, (cfg, n)), "usual": (usual, (cfg, n))}
+    figures = race(racers, args.rounds)
+    for name, rates in figures.items():
+        times = ratio(figures["sifar"], rates)
+        rate = statistics.median(rates)
+        print(f"{name:6} {rate:7.0f} images/s   {times:.2f} times as fast is sifar")
 
 
 if __name__ == "__main__": main()

@@ -1,6 +1,11 @@
-"""What fastai lacks: precision on every device, runs that go on where they broke off, a log, checkpoints."""
+"""What fastai lacks: precision on every device, runs that can be resumed, a log, checkpoints.
+ Where `before_` changes something of the learner, the matching `after_` gives it back. A fit that
+is interrupted calls no `after_` any more, so `before_` first gives back what an earlier fit may
+have left."""
+import csv
 import io
 import math
+import pickle
 import random
 import signal
 import threading
@@ -17,96 +22,134 @@ from fastcore.all import L, noop
 from ..errors import UserError, one_line
 from ..files import write_file
 from ..log import log
-from .cpu import small_convs
+from .precision import needs_scaling, runs_by_itself, small_convs
+
+WHAT_TO_DO = "start a new run with a smaller --lr. The last checkpoint is good."
+
+# what torch makes of a damaged checkpoint
+DAMAGED = (
+    OSError, EOFError, RuntimeError,            # its zip reader; RuntimeError: load_state_dict too
+    # its unpickler, which follows whatever bytes it finds; or the file is sound, and holds something else
+    pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, AttributeError,
+    AssertionError, OverflowError,
+)
 
 
 class Precision(MixedPrecision):
-    """The model's forward pass under autocast to `dtype`, on any device; with loss scaling where that is float16.
-
-    On CPUs that multiply bfloat16, convolutions of small images become matrix products: up to twice the speed."""
+    """The model's forward pass under autocast to `dtype`, on any device; float16 with loss scaling.
+     fastai's own is for CUDA alone: the rest of it, from the scaled loss to the step, serves any
+    device. On CPUs that multiply bfloat16, convolutions of small images become matrix products:
+    up to twice the speed."""
 
     def __init__(self, dtype):
         super().__init__()
-        self.dtype, self.scaler_state = dtype, {}
+        self.dtype = dtype
+        self.scaler_state = {}
 
     def before_fit(self):
         device = self.dls.device.type
-        self.learn.scaler, self.scales = torch.amp.GradScaler(device, enabled=self.dtype == torch.float16), L()
+        self.learn.scaler = torch.amp.GradScaler(device, enabled=needs_scaling(self.dtype))
+        self.scales = L()
         if self.scaler_state: self.learn.scaler.load_state_dict(self.scaler_state)
         self.autocast = torch.autocast(device, self.dtype)
 
     def before_batch(self):
         "Wrap just this forward pass, so that no exception can leave autocast switched on."
-        self.after_cancel_batch()
+        self.unwrap()
         model, forward = self.model, self.model.forward
+
         def fast(*args):
-            model.__dict__.pop("forward", None)
+            model.__dict__.pop("forward", None)         # for this pass only
             with self.autocast, small_convs(self.dls.device, self.dtype): return forward(*args)
         model.forward = fast
 
-    def after_cancel_batch(self): self.model.__dict__.pop("forward", None)
-    def after_loss(self): pass
+    def after_loss(self):
+        "Nothing: fastai's own leaves its autocast here, and ours is left already."
+
+    def after_cancel_batch(self): self.unwrap()
+
+    def unwrap(self):
+        "Take the wrapped forward pass off the model: its class has the plain one."
+        self.model.__dict__.pop("forward", None)
 
 
 class StartAt(Callback):
-    "Number the epochs of a fit from `start` to `total`, so that schedule, log and file names go on where a run broke off."
-    order = -20                 # before fastai's TrainEvalCallback, which derives the position in the schedule from the epoch
+    "Number the epochs of a fit from `start` to `total`, for the schedule, log and files of a resumed run."
+    # before fastai's TrainEvalCallback, which derives the place in the schedule from the epoch
+    order = -20
 
     def __init__(self, start, total):
         self.start, self.total = start, total
 
     def before_epoch(self):
+        # fastai's fit(start_epoch=) calls after_epoch for the epochs that it skips: they would be saved
+        # anew, with wrong weights
         self.learn.epoch += self.start
         self.learn.n_epoch = self.total
 
 
 class SeedEpochs(Callback):
-    "Let all random numbers of an epoch follow from `seed` and its number: order, augmentation, dropout."
+    """Let order, augmentation and dropout of an epoch follow from `seed` and its number.
+     So an epoch of a resumed run is the same as in a run that was not interrupted, bit for bit."""
     order = -15
 
     def __init__(self, seed): self.seed = seed
 
     def before_epoch(self):
+        # seeds near each other share no epoch
         set_seed((self.seed + 1_000_003 * self.epoch) % 2**32)
         self.dls.train.rng = random.Random(f"{self.seed} {self.epoch}")
+        # it counts up as it starts; mirroring alternates by it
         self.dls.train.passes = self.epoch - 1
 
 
 class StopOnNaN(Callback):
     """End the run where the loss is not a number, before it can reach the weights or a checkpoint.
 
-    every: it looks after so many batches; by default on a CPU after each, else after 50, as a GPU has to be waited for: weights may be
-    spoiled by then, but no checkpoint."""
-    order = -9
+    every: look after so many batches. By default 1 on a CPU, and 50 on a GPU, which has to be
+    waited for: there the weights may be spoiled by then, but no checkpoint is."""
+    order = -9  # right after fastai's TrainEvalCallback (-10), before whatever uses the loss
 
     def __init__(self, every=None): self.every = every
 
     def before_train(self): self.seen = []
-    before_validate = before_train
+    def before_validate(self): self.seen = []
 
     def after_loss(self):
-        self.seen.append((self.loss.detach(), f"batch {self.iter + 1}, lr {self.opt.hypers[-1]['lr']:.3g}"))
-        every = self.every or (1 if self.loss.device.type == "cpu" else 50)
+        self.seen.append((self.loss.detach(), f"batch {self.iter + 1}, lr {self.top_lr():.3g}"))
+        every = self.every or (50 if runs_by_itself(self.loss.device) else 1)
         if len(self.seen) < every and self.iter + 1 < self.n_iter: return
         losses, places = zip(*self.seen)
         self.seen = []
-        for loss, where in zip(torch.stack(losses).tolist(), places):
+        # one transfer for all of them
+        for loss, place in zip(torch.stack(losses).tolist(), places):
             if math.isfinite(loss): continue
-            where = f"epoch {self.epoch + 1}, {'' if self.training else 'validation '}{where}"
-            raise UserError(f"The loss became {loss} in {where}: start a new run with a smaller --lr. The last checkpoint is good.")
+            phase = "" if self.training else "validation "
+            where = f"epoch {self.epoch + 1}, {phase}{place}"
+            raise UserError(f"The loss became {loss} in {where}: {WHAT_TO_DO}")
 
-    def after_epoch(self):          # what the last step did, no loss may have shown yet
-        if all(torch.isfinite(o).all() for o in self.model.state_dict().values()): return
-        raise UserError(f"The weights became infinite or no numbers in epoch {self.epoch + 1}, lr {self.opt.hypers[-1]['lr']:.3g}: start a new run with a smaller --lr. The last checkpoint is good.")
+    def after_epoch(self):
+        "Look at the weights too: no loss has shown yet what the last step did."
+        if all(torch.isfinite(v).all() for v in self.model.state_dict().values()): return
+        where = f"epoch {self.epoch + 1}, lr {self.top_lr():.3g}"
+        raise UserError(f"The weights became infinite or not numbers in {where}: {WHAT_TO_DO}")
+
+    def top_lr(self): return self.opt.hypers[-1]["lr"]
 
 
 class StopOnSignal(Callback):
-    "Ctrl-C and SIGTERM end the fit after the current batch, and then the program. A second Ctrl-C ends it at once."
-    order, signum = -100, None          # first to listen, before anything is trained that could be lost
+    """Ctrl-C and SIGTERM end the fit after the current batch, and then the program.
+
+    A second Ctrl-C ends it at once."""
+    order = -100                # first to listen, before anything is trained that could be lost
+    signum = None
 
     def before_fit(self):
-        if threading.current_thread() is threading.main_thread():
-            self.old = {o: signal.signal(o, self.note) for o in (signal.SIGINT, signal.SIGTERM)}
+        self.old = {}
+        # Python allows no other to listen
+        if threading.current_thread() is not threading.main_thread(): return
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self.old[signum] = signal.signal(signum, self.note)
 
     def note(self, signum, frame):
         self.signum = signum
@@ -116,67 +159,91 @@ class StopOnSignal(Callback):
         if self.signum: raise CancelFitException
 
     def after_fit(self):
-        for k, v in getattr(self, "old", {}).items(): signal.signal(k, v)
+        for signum, handler in self.old.items(): signal.signal(signum, handler)
         if not self.signum: return
         done = len(self.run_log.history)
-        log.info("All epochs are done, but not their report." if done == self.n_epoch else f"Epoch {done + 1} of {self.n_epoch} is not done: a resumed run begins it anew.")
-        raise SystemExit(128 + self.signum)
+        if done == self.n_epoch: log.info("All epochs are done, but not their report.")
+        else: log.info("Epoch %d of %d is not done: a resumed run begins it anew.", done + 1, self.n_epoch)
+        raise SystemExit(128 + self.signum)     # as a shell reports a program that a signal ended
 
 
 class GrowImages(Callback):
-    "Train on images of the size that `sizes`, stretched over the epochs, has for each epoch; validation sees them whole."
+    """Train on images of growing size; validation uses the full size.
+
+    sizes: sides in pixels, stretched over the epochs."""
     run_valid = False
 
     def __init__(self, sizes): self.sizes = sizes
 
     def before_epoch(self):
-        sz = self.sizes[int((self.epoch + 0.5) / self.n_epoch * len(self.sizes))]
+        # the middle of the epoch as a share of all: 4 epochs look up 1/8, 3/8, 5/8, 7/8 of the list
+        share = (self.epoch + 0.5) / self.n_epoch
+        sz = self.sizes[int(share * len(self.sizes))]
         self.size = (sz, sz)
 
     def before_batch(self):
         if self.x.shape[2:] == self.size: return
+        # (n,3,h,w) -> (n,3,sz,sz)
         x = F.interpolate(self.x, self.size, mode="bilinear", antialias=True)
+        # interpolate may lose the format
         self.learn.xb = (x.contiguous(memory_format=torch.channels_last),)
 
 
 class Mix(Callback):
-    """Mix a share `prob` of the batches with themselves in reverse order, by Mixup or CutMix with Beta(alpha, alpha) shares, as timm does;
-    where both are given, by one of them at random. https://arxiv.org/abs/1710.09412 https://arxiv.org/abs/1905.04899"""
+    """Mix a share `prob` of the batches with themselves in reverse order, by timm's Mixup or CutMix.
+
+    mixup, cutmix: the alpha of each, whose shares are drawn from Beta(alpha, alpha). Where both
+    are above 0, one of them is chosen at random. https://arxiv.org/abs/1710.09412
+    https://arxiv.org/abs/1905.04899"""
     run_valid = False
 
-    def __init__(self, mixup, cutmix, prob=1.0): self.mixup, self.cutmix, self.prob, self.smoothed = mixup, cutmix, prob, None
+    def __init__(self, mixup, cutmix, prob=1.0):
+        self.mixup, self.cutmix, self.prob = mixup, cutmix, prob
+        self.own_loss = None            # the learner's, while a batch is trained with another
 
     def before_fit(self):
         from timm.data import Mixup
-        self.after_loss()               # where an earlier fit was interrupted before it
-        self.mixer = Mixup(self.mixup, self.cutmix, prob=self.prob, label_smoothing=getattr(self.loss_func, "eps", getattr(self.loss_func, "label_smoothing", 0)), num_classes=self.dls.c)
+        self.give_back_loss()
+        # fastai's loss calls the smoothing eps, torch's label_smoothing
+        smoothing = getattr(self.loss_func, "eps", getattr(self.loss_func, "label_smoothing", 0))
+        options = {"prob": self.prob, "label_smoothing": smoothing, "num_classes": self.dls.c}
+        self.mixer = Mixup(self.mixup, self.cutmix, **options)
 
     def before_batch(self):
-        x, self.targ = self.mixer(self.x.as_subclass(torch.Tensor), self.y.as_subclass(torch.Tensor))
-        self.learn.xb, self.smoothed = (x,), self.loss_func
+        # plain tensors, as timm knows nothing of fastai's types
+        x, y = self.x.as_subclass(torch.Tensor), self.y.as_subclass(torch.Tensor)
+        x, self.targ = self.mixer(x, y)         # targ: shares of the classes (n,c), smoothed
+        self.learn.xb, self.own_loss = (x,), self.loss_func
         self.learn.loss_func = lambda pred, _: F.cross_entropy(pred, self.targ)
 
-    def after_loss(self):
-        if self.smoothed: self.learn.loss_func, self.smoothed = self.smoothed, None
+    def after_loss(self): self.give_back_loss()
+    def after_cancel_batch(self): self.give_back_loss()
+    def after_cancel_fit(self): self.give_back_loss()
 
-    def after_cancel_batch(self): self.after_loss()
-    def after_cancel_fit(self): self.after_loss()
+    def give_back_loss(self):
+        if self.own_loss: self.learn.loss_func, self.own_loss = self.own_loss, None
 
 
 class EMA(Callback):
-    """An exponential moving average of the weights, by timm's ModelEmaV3; it is what is validated, kept as best, and left at the end.
+    """An exponential moving average of the weights, by timm's ModelEmaV3.
+     The average is what is validated, kept as best, and left at the end. The decay rises to
+    `decay` with the number of steps, so that the average forgets the first weights."""
+    # SaveBest saves the average, EMA gives the model back, SaveLast saves both
+    order = SaveModelCallback.order + 5
 
-    The decay rises to `decay` with the number of steps, so that the average forgets the first weights."""
-    order = SaveModelCallback.order + 5         # in after_epoch between SaveBest, which saves the average, and SaveLast
-
-    def __init__(self, decay): self.decay, self.state, self.own = decay, None, None
+    def __init__(self, decay):
+        self.decay = decay
+        self.state = None           # of a run that is resumed
+        self.own = None             # the model that trains, while the average is validated
 
     def before_fit(self):
-        self.after_epoch()              # where an earlier fit was interrupted while it validated
-        self.run = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")        # they are no training
+        self.give_back_model()
+        # fastai runs lr_find and get_preds as fits too; `run` is True again after the fit
+        self.run = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
         if not self.run: return
         from timm.utils import ModelEmaV3
-        self.average, self.steps = ModelEmaV3(self.model, self.decay, use_warmup=True), 0
+        self.average = ModelEmaV3(self.model, self.decay, use_warmup=True)
+        self.steps = 0
         if self.state: self.load(self.state)
         self.state = None
 
@@ -186,14 +253,19 @@ class EMA(Callback):
         self.average.update(self.model, self.steps)
 
     def before_validate(self):
-        if self.own is None: self.own, self.learn.model = self.model, self.average.module       # learn.tta() validates several times
+        if self.own is not None: return         # learn.tta() validates several times in one epoch
+        self.own, self.learn.model = self.model, self.average.module
 
-    def after_epoch(self):
-        if self.own is not None: self.learn.model, self.own = self.own, None
+    def after_epoch(self): self.give_back_model()
 
     def after_fit(self):
-        self.after_epoch()
-        if self.steps and not any(isinstance(o, SaveModelCallback) for o in self.learn.cbs): self.model.load_state_dict(self.average.module.state_dict())
+        self.give_back_model()
+        # then it loads the best itself
+        chosen = any(isinstance(cb, SaveModelCallback) for cb in self.learn.cbs)
+        if self.steps and not chosen: self.model.load_state_dict(self.average.module.state_dict())
+
+    def give_back_model(self):
+        if self.own is not None: self.learn.model, self.own = self.own, None
 
     def state_dict(self): return {"steps": self.steps, "model": self.average.module.state_dict()}
 
@@ -203,7 +275,7 @@ class EMA(Callback):
 
 
 class SmoothLoss(AvgSmoothLoss):
-    "fastai's smoothed loss of the training, which stays on the device: a step need not wait for a GPU."
+    "fastai's smoothed training loss, but it stays on the device: a step need not wait for a GPU."
     val: torch.Tensor
 
     def accumulate(self, learn):
@@ -213,113 +285,170 @@ class SmoothLoss(AvgSmoothLoss):
 
 
 class RunLog(Callback):
-    """The epochs as a table in the log, as rows in history.csv, and the position in them on `bar`, a rich Progress.
+    """The epochs as a table in the log and in history.csv, and their progress on `bar`, a rich Progress.
 
-    history: a dictionary an epoch, with the keys of `columns`; None where there is no validation set. Afterwards it is
-    `learn.history`."""
-    order = 55                  # after fastai's Recorder, before what saves
+    history: a dictionary an epoch, with the keys of `columns`; a value is None where there is no
+    validation set. After the fit it is `learn.history`."""
+    order = 55                  # after fastai's Recorder (50), before what saves (60)
     columns = "epoch", "train_loss", "valid_loss", "top1", "top5", "lr", "seconds", "images_per_second"
     header = "epoch  train loss  valid loss   top-1 %   top-5 %        lr  images/s     time"
 
-    def __init__(self, bar): self.bar, self.history = bar, []
+    def __init__(self, bar):
+        self.bar = bar
+        self.history = []
 
     def before_fit(self):
         self.old_logger, self.learn.logger = self.learn.logger, noop
         self.old_smooth_loss = self.recorder.smooth_loss
-        self.recorder.__dict__["smooth_loss"] = SmoothLoss()           # of the run alone: an exported learner has fastai's. An assignment makes fastai warn
+        # through __dict__, as fastai warns at an assignment
+        self.recorder.__dict__["smooth_loss"] = SmoothLoss()
         self.start = time.perf_counter()
         log.info(self.header)
 
     def before_epoch(self):
-        if not self.bar.tasks: self.task = self.bar.add_task("", total=(self.n_epoch - self.epoch) * len(self.dls.train))
+        if self.bar.tasks: return
+        left = self.n_epoch - self.epoch
+        self.task = self.bar.add_task("", total=left * len(self.dls.train))
 
-    def before_train(self): self.train_start, self.losses = time.perf_counter(), []
+    def before_train(self):
+        self.train_start = time.perf_counter()
+        self.losses = []
 
     def after_batch(self):
         if not self.training: return
-        self.losses.append(self.learn.loss.detach())
+        self.losses.append(self.learn.loss.detach())    # on its device: no step waits for a GPU
         self.bar.update(self.task, advance=1, description=f"epoch {self.epoch + 1}/{self.n_epoch}")
 
     def after_train(self):
-        self.images_per_second = len(self.dls.train) * self.dls.train.bs / (time.perf_counter() - self.train_start)
+        n = len(self.dls.train) * self.dls.train.bs
+        self.images_per_second = n / (time.perf_counter() - self.train_start)
 
     def after_epoch(self):
-        _, valid_loss, top1, top5 = self.recorder.values[-1]        # the Recorder's train loss is smoothed over epochs
-        start, self.start = self.start, time.perf_counter()         # the checkpoints of an epoch count for the next
-        values = (self.epoch + 1, torch.stack(self.losses).mean().item(), valid_loss, top1, top5, self.opt.hypers[-1]["lr"], self.start - start, self.images_per_second)
+        loss = torch.stack(self.losses).mean().item()
+        # the Recorder's training loss is smoothed over epochs
+        _, valid_loss, top1, top5 = self.recorder.values[-1]
+        # the checkpoints of an epoch count for the next
+        start, self.start = self.start, time.perf_counter()
+        lr, seconds = self.opt.hypers[-1]["lr"], self.start - start
+        values = self.epoch + 1, loss, valid_loss, top1, top5, lr, seconds, self.images_per_second
         row = dict(zip(self.columns, values))
         self.history.append(row)
-        log.info(self.line(row))
+        log.info(line(row))
         self.write()
 
-    def line(self, row):
-        "A row of the table, at most 80 columns wide."
-        def f(key, spec, scale=1): return format("-" if row[key] is None else format(row[key] * scale, spec), f">{spec.split('.')[0]}")
-        minutes, seconds = divmod(round(row["seconds"]), 60)
-        return (f"{row['epoch']:>5}  {f('train_loss', '10.4f')}  {f('valid_loss', '10.4f')}  {f('top1', '8.2f', 100)}  {f('top5', '8.2f', 100)}"
-                f"  {row['lr']:>8.5f}  {row['images_per_second']:>8.0f}  {minutes:>4}:{seconds:02}")
-
     def write(self):
-        lines = [",".join(self.columns), *(",".join("" if row[o] is None else f"{row[o]:.10g}" for o in self.columns) for row in self.history)]
-        write_file(self.path / "history.csv", "\n".join(lines) + "\n")
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(self.columns)
+        for row in self.history: table.writerow([exact(row[k]) for k in self.columns])
+        write_file(self.path / "history.csv", text.getvalue())
 
     def after_fit(self):
         self.learn.logger, self.learn.history = self.old_logger, self.history
         self.recorder.__dict__["smooth_loss"] = self.old_smooth_loss
 
 
+def line(row):
+    "A row of the table in the log, at most 80 columns wide."
+    minutes, seconds = divmod(round(row["seconds"]), 60)
+    return "  ".join((
+        f"{row['epoch']:>5}",
+        cell(row["train_loss"], "10.4f"),
+        cell(row["valid_loss"], "10.4f"),
+        cell(row["top1"], "8.2%"),
+        cell(row["top5"], "8.2%"),
+        f"{row['lr']:>8.5f}",
+        f"{row['images_per_second']:>8.0f}",
+        f"{minutes:>4}:{seconds:02}"))
+
+
+def cell(value, spec):
+    """A number as the format `spec` writes it, or a dash of its width where there is none.
+
+    8.2% is in percent, without the sign."""
+    width, _, _ = spec.partition(".")
+    if value is None: return f"{'-':>{width}}"
+    if spec.endswith("%"): return format(100 * value, spec.replace("%", "f"))
+    return format(value, spec)
+
+
+def exact(value):
+    "A number for history.csv, or nothing where there is none."
+    return "" if value is None else f"{value:.10g}"
+
+
 class SaveBest(SaveModelCallback):
-    "fastai's SaveModelCallback, saving whole files only, going on from an earlier `best`, and loading it at the end."
+    """fastai's SaveModelCallback for models/best.pth, the weights that are best on valid.
+     It saves whole files only, goes on from the `best` of a resumed run, and loads the file at
+    the end."""
 
     def __init__(self): super().__init__(monitor="accuracy", fname="best", reset_on_fit=False)
 
     def after_epoch(self):
-        TrackerCallback.after_epoch(self)
+        TrackerCallback.after_epoch(self)   # SaveModelCallback's own would write the file in place
         if self.new_best: save_weights(self.learn, self.fname)
 
     def after_fit(self):
-        if (self.learn.path / self.learn.model_dir / f"{self.fname}.pth").exists(): load_weights(self.learn, self.fname)
+        if weights_path(self.learn, self.fname).exists(): load_weights(self.learn, self.fname)
 
 
 class SaveLast(Callback):
-    "Keep all that is needed to go on in models/last.pth, from before the first epoch on, and the weights of every tenth epoch."
-    order = SaveModelCallback.order + 10
+    """Keep all that is needed to go on in models/last.pth, from before the first epoch on.
+
+    The weights of every tenth epoch stay too, as models/epoch_010.pth and so on."""
+    order = SaveModelCallback.order + 10        # last of all: what it saves is the end of the epoch
 
     def before_fit(self):
-        if self.n_epoch: (self.path / "metrics.json").unlink(missing_ok=True)       # of a finished run that goes on: no longer true
+        # of a finished run that goes on: its figures are no longer true
+        if self.n_epoch: (self.path / "metrics.json").unlink(missing_ok=True)
         if not self.run_log.history: self.save(0)
 
     def after_epoch(self):
-        self.save(self.epoch + 1)
-        if (self.epoch + 1) % 10 == 0: save_weights(self.learn, f"epoch_{self.epoch + 1:03}")
+        done = self.epoch + 1
+        self.save(done)
+        if done % 10 == 0: save_weights(self.learn, f"epoch_{done:03}")
 
-    def save(self, epoch):
-        best = self.save_best.best if hasattr(self.learn, "save_best") else None
-        state = {"epoch": epoch, "data": fingerprint(self.dls.data), "model": self.model.state_dict(), "opt": self.opt.state_dict(), "best": best, "history": self.run_log.history}
+    def save(self, done):
+        state = {
+            "epoch": done,
+            "data": fingerprint(self.dls.data),
+            "model": self.model.state_dict(),
+            "opt": self.opt.state_dict(),
+            "best": self.learn.save_best.best if hasattr(self.learn, "save_best") else None,
+            "history": self.run_log.history,
+        }
         if hasattr(self.learn, "scaler"): state["scaler"] = self.learn.scaler.state_dict()
         if hasattr(self.learn, "ema"): state["ema"] = self.learn.ema.state_dict()
-        save(self.learn.path / self.learn.model_dir / "last.pth", state)
+        save(weights_path(self.learn, "last"), state)
 
 
 def save(path, state):
     "torch.save to a file that is whole or not there."
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    path.parent.mkdir(exist_ok=True)            # models/, but not the run folder, should somebody have removed it
+    # models/, but not the run folder, should somebody have removed it
+    path.parent.mkdir(exist_ok=True)
     write_file(path, buffer.getbuffer())
 
 
 def fingerprint(data):
-    "What a resumed run has to find again: the class names, the number of images of each split, and a sum of all their pixels."
-    return {"classes": list(data.vocab), "images": [len(o) for o in (data.train, data.valid, data.test)], "checksum": data.checksum}
+    "What a resumed run has to find again: class names, number of images of each split, sum of all pixels."
+    images = [len(rows) for rows in (data.train, data.valid, data.test)]
+    return {"classes": list(data.vocab), "images": images, "checksum": data.checksum}
+
+
+def weights_path(learn, name): return learn.path / learn.model_dir / f"{name}.pth"
+
+
+def save_weights(learn, name):
+    "Save the weights of `learn` as models/`name`.pth."
+    save(weights_path(learn, name), learn.model.state_dict())
 
 
 def load_weights(learn, name):
-    "Load models/`name`.pth into `learn`. Errors: UserError where it is damaged."
-    path = learn.path / learn.model_dir / f"{name}.pth"
+    "Load models/`name`.pth into `learn`. Errors: UserError where it is damaged or missing."
+    path = weights_path(learn, name)
     try: learn.load(name, with_opt=False)
-    except PermissionError: raise
-    except Exception as e: raise UserError(f"{path} is damaged or missing ({one_line(e)}).") from e
-
-
-def save_weights(learn, name): save(learn.path / learn.model_dir / f"{name}.pth", learn.model.state_dict())
+    except (PermissionError, torch.OutOfMemoryError): raise         # the file may be good
+    except DAMAGED as e:
+        raise UserError(f"{path} is damaged or missing ({one_line(e)}).") from e

@@ -1,7 +1,7 @@
-"""What makes training on a CPU faster: memory that is kept, and convolutions of small images as matrix products."""
+"""Faster training on a CPU: memory is kept, and convolutions of small images are matrix products.
+ Shapes: images are (n,c,h,w), filters (co,ci,k,k), and `pixels` are those of an output, ho * wo."""
 import ctypes
 import sys
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -9,36 +9,53 @@ from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8          # of glibc's malloc.h
-ALL, WEIGHTS = 16, 36       # pixels of the output up to which products are faster: for the convolution and its gradients; for the weights' alone
+
+# The most pixels of an output at which products are faster than oneDNN (measured: bench/README.md)
+ALL = 16            # 4x4: for the convolution and both its gradients
+WEIGHTS = 36        # 6x6: for the gradient of the weights alone
 
 
 def keep_memory():
-    "Let glibc keep the memory that this process frees, instead of asking the system for zeroed pages again at each batch."
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        for k, v in (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1): mallopt(k, v)
+    "Let glibc keep the memory that is freed: new, zeroed pages from the system at each batch take longer."
+    if sys.platform != "linux": return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if not mallopt: return                      # another C library, such as musl
+    mallopt(M_MMAP_MAX, 0)  # no large block is a mapping of its own, which free would unmap
+    mallopt(M_TRIM_THRESHOLD, -1)               # the top of the heap is never given back
+    mallopt(M_ARENA_MAX, 1)  # the threads of autograd share one heap, where they find freed blocks
 
 
 def patches(x, k, stride, padding):
     "The k x k patches of x (n,c,h,w) as rows of a matrix (n*ho*wo,k*k*c), and the shape (n,ho,wo)."
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding)).contiguous()
+    pad = 0, 0, padding, padding, padding, padding  # from the last dimension on: c, w, h
+    # (n,h+2p,w+2p,c), as channels_last is in memory
+    x = F.pad(x.permute(0, 2, 3, 1), pad).contiguous()
     n, h, w, c = x.shape
     shape = n, (h - k) // stride + 1, (w - k) // stride + 1
     of_n, of_h, of_w, _ = x.stride()
-    return x.as_strided((*shape, k, k, c), (of_n, of_h * stride, of_w * stride, of_h, of_w, 1)).reshape(-1, k * k * c), shape
+    # a view in which patches overlap: the next patch is `stride` pixels away, the next of its pixels one
+    strides = of_n, of_h * stride, of_w * stride, of_h, of_w, 1
+    overlapping = x.as_strided((*shape, k, k, c), strides)      # (n,ho,wo,k,k,c)
+    return overlapping.reshape(-1, k * k * c), shape            # here it is copied
 
 
 def product(weight, rows, shape):
-    "The convolution of `patches` with square filters (o,c,k,k) as one matrix product."
-    return (rows @ weight.permute(0, 2, 3, 1).reshape(len(weight), -1).T).view(*shape, -1).permute(0, 3, 1, 2)
+    "The convolution of `patches` with filters (co,ci,k,k) as one matrix product: (n,co,ho,wo)."
+    # (co,k*k*ci), in the order of the patches
+    matrix = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+    y = rows @ matrix.T                                                 # (n*ho*wo,co)
+    return y.view(*shape, -1).permute(0, 3, 1, 2)   # channels_last again, without a copy
 
 
 class SmallConv(torch.autograd.Function):
-    "F.conv2d whose products are faster on small images: oneDNN's gradient of the weights goes row by row, and rows are short there."
+    """F.conv2d by matrix products, which are faster on small images.
+
+    oneDNN's gradient of the weights goes through an image row by row, and rows are short there."""
 
     @staticmethod
     def forward(ctx, x, weight, stride, padding):
-        ctx.stride, ctx.padding, k = stride, padding, weight.shape[2]
+        k = weight.shape[2]
+        ctx.stride, ctx.padding = stride, padding
         if output_pixels(x, k, stride, padding) > ALL:
             ctx.save_for_backward(x, weight, None)
             return F.conv2d(x, weight, None, stride, padding)
@@ -47,51 +64,62 @@ class SmallConv(torch.autograd.Function):
         return product(weight, rows, shape)
 
     @staticmethod
-    def backward(ctx, grad):
-        (x, weight, rows), stride, padding = ctx.saved_tensors, ctx.stride, ctx.padding
-        o, c, k, _ = weight.shape
+    def backward(ctx, grad):                    # grad (n,co,ho,wo)
+        x, weight, rows = ctx.saved_tensors
         grad_x = grad_weight = None
-        if ctx.needs_input_grad[1]:
-            if rows is None: rows, _ = patches(x, k, stride, padding)
-            grad_weight = (grad.permute(0, 2, 3, 1).reshape(-1, o).T @ rows).view(o, k, k, c).permute(0, 3, 1, 2)
-        if ctx.needs_input_grad[0]:
-            if stride == 1 and grad[0, 0].numel() <= ALL: grad_x = product(weight.flip(2, 3).transpose(0, 1), *patches(grad, k, 1, k - 1 - padding))
-            else: grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
+        how = ctx.stride, ctx.padding
+        if ctx.needs_input_grad[1]: grad_weight = weight_gradient(x, weight, rows, grad, *how)
+        if ctx.needs_input_grad[0]: grad_x = input_gradient(x, weight, grad, *how)
         return grad_x, grad_weight, None, None
 
 
+def weight_gradient(x, weight, rows, grad, stride, padding):
+    "The gradient of filters (co,ci,k,k): each output pixel adds its patch of x times its gradient."
+    co, ci, k, _ = weight.shape
+    if rows is None: rows, _ = patches(x, k, stride, padding)
+    columns = grad.permute(0, 2, 3, 1).reshape(-1, co)                  # (n*ho*wo,co)
+    return (columns.T @ rows).view(co, k, k, ci).permute(0, 3, 1, 2)    # (co,k*k*ci) -> (co,ci,k,k)
+
+
+def input_gradient(x, weight, grad, stride, padding):
+    "The gradient of x (n,ci,h,w)."
+    small = grad[0, 0].numel() <= ALL
+    if stride > 1 or not small: return conv2d_input(x.shape, weight, grad, stride, padding)
+    # with stride 1 it is a convolution too: of grad, padded to the size of x, with the filters turned
+    # by half a circle, and their inputs and outputs exchanged
+    k = weight.shape[2]
+    return product(weight.flip(2, 3).transpose(0, 1), *patches(grad, k, 1, k - 1 - padding))
+
+
 def output_pixels(x, k, stride, padding):
-    h, w = ((o + 2 * padding - k) // stride + 1 for o in x.shape[2:])
+    h, w = ((side + 2 * padding - k) // stride + 1 for side in x.shape[2:])
     return h * w
 
 
 class SmallConvs(TorchFunctionMode):
-    "Within this context, convolutions to at most 6x6 pixels compute as SmallConv does, in `dtype`."
+    """Within this context, convolutions to at most 6x6 pixels are done by SmallConv, in `dtype`.
+     A mode sees each call before autocast does, so the types are changed here."""
 
     def __init__(self, dtype):
         super().__init__()
         self.dtype = dtype
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.conv2d and not kwargs and suits(*args):
-            x, weight, _, stride, padding, *_ = args
-            return SmallConv.apply(x.as_subclass(torch.Tensor).to(self.dtype), weight.to(self.dtype), stride[0], padding[0])
-        return func(*args, **kwargs or {})
-
-
-def fast_at_bf16():
-    "Whether this processor has instructions that multiply bfloat16 (AMX, AVX-512)."
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
-
-
-def small_convs(device, dtype):
-    "SmallConvs where they are faster, in bfloat16 on processors that multiply it; elsewhere a context that does nothing."
-    return SmallConvs(dtype) if device.type == "cpu" and dtype == torch.bfloat16 and fast_at_bf16() else nullcontext()
+        # nn.Conv2d passes all by position; a call by name is somebody else's
+        if func is not F.conv2d or kwargs or not suits(*args): return func(*args, **kwargs or {})
+        x, weight, _, stride, padding, *_ = args
+        # autograd.Function does not know fastai's types
+        x = x.as_subclass(torch.Tensor).to(self.dtype)
+        return SmallConv.apply(x, weight.to(self.dtype), stride[0], padding[0])
 
 
 def suits(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     "Whether SmallConv can compute this call of F.conv2d by nn.Conv2d, and faster."
-    if bias is not None or groups != 1 or any(not isinstance(o, tuple) for o in (stride, padding, dilation)): return False
-    square = all(a == b for a, b in (weight.shape[2:], stride, padding)) and dilation == (1, 1) and padding[0] < weight.shape[2]
-    return square and 0 < output_pixels(x, weight.shape[2], stride[0], padding[0]) <= WEIGHTS
+    if bias is not None or groups != 1: return False
+    # such as padding="same"
+    if any(not isinstance(v, tuple) for v in (stride, padding, dilation)): return False
+    if any(a != b for a, b in (weight.shape[2:], stride, padding)): return False    # not square
+    k = weight.shape[2]
+    # where padding is as large as the filter, patches of grad would need a negative one
+    if dilation != (1, 1) or padding[0] >= k: return False
+    return 0 < output_pixels(x, k, stride[0], padding[0]) <= WEIGHTS

@@ -10,11 +10,21 @@ from fastai.torch_core import set_seed
 
 from ..config import parse_sizes
 from . import schedule  # noqa: F401    gives Learner its fit_warmup_cosine
-from .callbacks import EMA, GrowImages, Mix, Precision, RunLog, SaveBest, SaveLast, SeedEpochs, StopOnNaN, StopOnSignal
-from .cpu import keep_memory
+from .callbacks import (
+    EMA,
+    GrowImages,
+    Mix,
+    Precision,
+    RunLog,
+    SaveBest,
+    SaveLast,
+    SeedEpochs,
+    StopOnNaN,
+    StopOnSignal,
+)
 from .models import check_arch, get_model
 from .optim import get_opt
-from .precision import pick_device, pick_precision
+from .precision import needs_autocast, pick_device, pick_precision, prepare, takes_channels_last
 from .recipe import RecipeLearner
 from .trackers import trackers
 
@@ -26,39 +36,57 @@ def check_machine(cfg):
 
 
 def get_learner(dls, cfg, path="."):
-    "A Learner on `dls` as `cfg` says: label smoothing, its optimizer, callbacks that change the training, top-1 and top-5 accuracy."
+    """A Learner on `dls` as `cfg` says: model, smoothed loss, optimizer, top-1 and top-5 accuracy.
+     Its callbacks are those that change the training. Errors: UserError where device or model
+    cannot be had."""
     device = pick_device(cfg.device)
-    if device.type == "cpu": keep_memory()
-    else: torch.backends.cudnn.benchmark = True         # batches come in few sizes
-    set_seed(cfg.seed)
-    sizes = parse_sizes(cfg.sizes) if cfg.sizes else []
-    model = get_model(cfg.arch, dls.c, (cfg.sz, *sizes), zero_init=cfg.opt != "muon")      # Muon would turn the filters of such blocks by noise
-    if hasattr(model, "whitening"): model.whitening.fit(sample_images(dls))
-    model.to(device)
+    prepare(device)
+    set_seed(cfg.seed)              # the weights follow from it
+    model = make_model(dls, cfg).to(device)
     dls.to(device)
     dtype = pick_precision(cfg.precision, device)
     return RecipeLearner(
         dls, model, cfg.arch, path=path, **get_opt(cfg, dtype),
         loss_func=LabelSmoothingCrossEntropy(eps=cfg.smoothing),
         metrics=[accuracy, partial(top_k_accuracy, k=min(5, dls.c))],
-        cbs=[*filter(None, (
-            device.type != "mps" and ChannelsLast(),
-            dtype != torch.float32 and Precision(dtype),
-            sizes and GrowImages(sizes),
-            (cfg.mixup or cfg.cutmix) and Mix(cfg.mixup, cfg.cutmix, cfg.mix_prob),
-            cfg.ema and EMA(cfg.ema),
-            cfg.clip and GradientClip(cfg.clip)))])
+        cbs=training_callbacks(cfg, device, dtype))
+
+
+def make_model(dls, cfg):
+    "The model that `cfg` names, for the images and classes of `dls`, with fresh weights."
+    zero_init = cfg.opt != "muon"  # a filter of zeros has no direction: Muon would turn it by noise
+    model = get_model(cfg.arch, dls.c, (cfg.sz, *image_sizes(cfg)), zero_init)
+    if hasattr(model, "whitening"): model.whitening.fit(sample_images(dls))
+    return model
+
+
+def image_sizes(cfg): return parse_sizes(cfg.sizes) if cfg.sizes else []
+
+
+def training_callbacks(cfg, device, dtype):
+    "The callbacks that change the training as `cfg` says, in no order: each has its own."
+    sizes, cbs = image_sizes(cfg), []
+    if takes_channels_last(device): cbs.append(ChannelsLast())
+    if needs_autocast(dtype): cbs.append(Precision(dtype))
+    if sizes: cbs.append(GrowImages(sizes))
+    if cfg.mixup or cfg.cutmix: cbs.append(Mix(cfg.mixup, cfg.cutmix, cfg.mix_prob))
+    if cfg.ema: cbs.append(EMA(cfg.ema))
+    if cfg.clip: cbs.append(GradientClip(cfg.clip))
+    return cbs
 
 
 def sample_images(dls, n=5000):
-    "Up to `n` training images of all classes, normalised: (n,3,h,w)."
+    "Up to 2 * `n` training images, evenly from all of them, normalised: (n,3,h,w)."
     rows = dls.data.train
-    x = torch.from_numpy(dls.data.images[rows[::max(1, len(rows) // n)]]).permute(0, 3, 1, 2)
-    mean, std = (torch.tensor(o).view(3, 1, 1) for o in dls.stats)
+    rows = rows[::max(1, len(rows) // n)]
+    x = torch.from_numpy(dls.data.images[rows]).permute(0, 3, 1, 2)         # (n,h,w,3) -> (n,3,h,w)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in dls.stats)
     return (x / 255 - mean) / std
 
 
 def run_callbacks(learn, cfg, bar):
-    "The callbacks of a training run that is kept in the folder `learn.path`; `bar` shows its progress."
-    save_best = [SaveBest()] if len(learn.dls.valid) else []            # else nothing is chosen: the last weights count
-    return [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), RunLog(bar), *save_best, SaveLast(), *trackers(learn, cfg)]
+    "The callbacks of a training run that is kept in the folder `learn.path`; its progress is on `bar`."
+    cbs = [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), RunLog(bar)]
+    # else nothing is chosen: the last weights count
+    if len(learn.dls.valid): cbs.append(SaveBest())
+    return [*cbs, SaveLast(), *trackers(learn, cfg)]

@@ -1,4 +1,8 @@
-"""ResNets and a SprintNet for small images, by name, and timm's models fitted to small images."""
+"""ResNets and a SprintNet for small images, by name, and timm's models fitted to small images.
+
+Shapes: images are (n,3,h,w), features (n,c,h,w), logits (n,n_out)."""
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,19 +18,25 @@ WIDTHS = {                              # channels of each stage, blocks of each
 }
 
 
-def conv3x3(ni, nf, stride=1): return nn.Conv2d(ni, nf, 3, stride, 1, bias=False)
+def conv3x3(ni, nf, stride=1):
+    "(n,ni,h,w) -> (n,nf,h/stride,w/stride), without a bias: a BatchNorm follows, which has one."
+    return nn.Conv2d(ni, nf, 3, stride, 1, bias=False)
 
 
 class BasicBlock(nn.Module):
-    "Two 3x3 convolutions and a shortcut, 1x1 where the shape changes: (n,ni,h,w) -> (n,nf,h/stride,w/stride)."
+    """Two 3x3 convolutions and a shortcut: (n,ni,h,w) -> (n,nf,h/stride,w/stride).
+
+    Where the shape changes, the shortcut is a 1x1 convolution."""
 
     def __init__(self, ni, nf, stride=1):
         super().__init__()
         self.conv1, self.bn1 = conv3x3(ni, nf, stride), nn.BatchNorm2d(nf)
         self.conv2, self.bn2 = conv3x3(nf, nf), nn.BatchNorm2d(nf)
         self.relu = nn.ReLU(inplace=True)
-        same = ni == nf and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(ni, nf, 1, stride, bias=False), nn.BatchNorm2d(nf))
+        self.shortcut = nn.Identity()
+        if ni != nf or stride != 1:
+            conv = nn.Conv2d(ni, nf, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(nf))
 
     def forward(self, x):
         out = self.relu(self.bn1(self.conv1(x)))
@@ -34,9 +44,10 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet of basic blocks with a 3x3 stem and no max-pool: (n,3,h,w) -> (n,n_out). https://arxiv.org/abs/1512.03385
+    """A ResNet of basic blocks with a 3x3 stem and no max-pool: (n,3,h,w) -> (n,n_out).
 
-    At 32x32 pixels the stages work at 32, 16, 8 and 4. zero_init: each block starts as its shortcut, https://arxiv.org/abs/1706.02677"""
+    At 32x32 pixels the stages work at 32, 16, 8 and 4. https://arxiv.org/abs/1512.03385
+    zero_init: each block starts as its shortcut. https://arxiv.org/abs/1706.02677"""
 
     def __init__(self, widths, depths, n_out, zero_init=True):
         super().__init__()
@@ -45,23 +56,32 @@ class ResNet(nn.Module):
         blocks = []
         for stage, (nf, depth) in enumerate(zip(widths, depths)):
             for i in range(depth):
-                blocks.append(BasicBlock(ni, nf, 2 if stage and i == 0 else 1))
+                stride = 2 if stage and i == 0 else 1   # each stage but the first halves the side
+                blocks.append(BasicBlock(ni, nf, stride))
                 ni = nf
         self.blocks, self.num_features = nn.Sequential(*blocks), ni
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ni, n_out))
-        for m in self.modules():
-            if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-        for m in blocks if zero_init else []: nn.init.zeros_(m.bn2.weight)
+        self.init_weights(zero_init)
 
+    def init_weights(self, zero_init):
+        for m in self.modules():
+            if not isinstance(m, nn.Conv2d): continue
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+        if not zero_init: return
+        # the scale of what is added to the shortcut
+        for block in self.blocks: nn.init.zeros_(block.bn2.weight)
+
+    # these two as in timm's models
+    # (n,3,h,w) -> (n,num_features,h/8,w/8) of 4 stages
+    def forward_features(self, x): return self.blocks(self.stem(x))
+    def forward_head(self, x): return self.head(x)                      # -> (n,n_out)
     def forward(self, x): return self.forward_head(self.forward_features(x))
-    def forward_features(self, x): return self.blocks(self.stem(x))         # these two as in timm's models
-    def forward_head(self, x): return self.head(x)
 
 
 class Whitening(nn.Module):
-    """Patches of 2x2 pixels whose principal components have equal variance, and their negatives: (n,3,h,w) -> (n,24,h-1,w-1).
-
-    The filters are computed from images once and stay as they are; only a bias is trained. https://arxiv.org/abs/2404.00498"""
+    """The principal components of patches of 2x2 pixels, with equal variance, and their negatives.
+     (n,3,h,w) -> (n,24,h-1,w-1). The filters are computed from images once and stay as they are;
+    only a bias is trained. https://arxiv.org/abs/2404.00498"""
     filters: torch.Tensor
 
     def __init__(self):
@@ -70,10 +90,13 @@ class Whitening(nn.Module):
         self.bias = nn.Parameter(torch.zeros(24))
 
     def fit(self, x, eps=5e-4):
-        "Compute the filters from images x (n,3,h,w), normalised."
-        patches = F.unfold(x.float(), 2).transpose(1, 2).reshape(-1, 12)
-        variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        "Compute the filters from images x (n,3,h,w), normalised; no variance counts as below `eps`."
+        patches = F.unfold(x.float(), 2)    # (n,12,p): 3 * 2 * 2 values of p patches
+        patches = patches.transpose(1, 2).reshape(-1, 12)           # (n*p,12)
+        covariance = patches.T @ patches / len(patches)  # (12,12), as normalised images have mean 0
+        variances, directions = torch.linalg.eigh(covariance)       # a direction a column
         filters = (directions / (variances + eps).sqrt()).T.reshape(12, 3, 2, 2)
+        # both signs, as the GELU behind cuts one off
         self.filters.copy_(torch.cat((filters, -filters)))
 
     def forward(self, x): return F.conv2d(x, self.filters, self.bias)
@@ -87,10 +110,11 @@ class SprintBlock(nn.Module):
         self.conv1, self.bn1 = conv3x3(ni, nf), centre(nf)
         self.conv2, self.bn2 = conv3x3(nf, nf), centre(nf)
         self.pool, self.act = nn.MaxPool2d(2), nn.GELU()
-        for conv in (self.conv1, self.conv2): nn.init.dirac_(conv.weight[:conv.in_channels])       # the first filters copy their channel
+        # the first filters copy their channel, so that features get through from the start
+        for conv in (self.conv1, self.conv2): nn.init.dirac_(conv.weight[:conv.in_channels])
 
     def forward(self, x):
-        x = self.act(self.bn1(self.pool(self.conv1(x))))
+        x = self.act(self.bn1(self.pool(self.conv1(x))))        # (n,ni,h,w) -> (n,nf,h//2,w//2)
         return self.act(self.bn2(self.conv2(x)))
 
 
@@ -102,24 +126,30 @@ def centre(nf):
 
 
 class SprintNet(nn.Module):
-    """A network for trainings of minutes: whitened pixels, three blocks of two convolutions, the largest of each feature: (n,3,h,w) -> (n,n_out).
-
-    Made after those that are trained on CIFAR-10 in seconds, wider for more classes. https://arxiv.org/abs/2404.00498"""
+    """A network for trainings of minutes: whitened pixels, three SprintBlocks, the largest of each feature.
+     (n,3,h,w) -> (n,n_out). Made after those that are trained on CIFAR-10 in seconds, wider for
+    more classes. https://arxiv.org/abs/2404.00498"""
 
     def __init__(self, n_out, widths=(64, 256, 768)):
         super().__init__()
         self.whitening = Whitening()
-        self.blocks = nn.Sequential(*(SprintBlock(ni, nf) for ni, nf in zip((24, *widths), widths)))
+        inputs = 24, *widths                    # zip drops the last
+        self.blocks = nn.Sequential(*(SprintBlock(ni, nf) for ni, nf in zip(inputs, widths)))
         self.num_features = widths[-1]
         self.head = nn.Linear(self.num_features, n_out, bias=False)
 
-    def forward(self, x): return self.forward_head(self.forward_features(x))
+    # 32x32 pixels: whitened 24 x 31x31, then 64 x 15x15, 256 x 7x7, 768 x 3x3
     def forward_features(self, x): return self.blocks(F.gelu(self.whitening(x)))
-    def forward_head(self, x): return self.head(x.amax((2, 3))) / 9         # the largest of a feature is far from its mean
+    # the largest of a feature is far from its mean
+    def forward_head(self, x): return self.head(x.amax((2, 3))) / 9
+    def forward(self, x): return self.forward_head(self.forward_features(x))
 
 
 def get_model(arch, n_out, sizes=(32,), zero_init=True):
-    "The model `arch` with `n_out` outputs for images of these sizes, pixels; `zero_init` is for our ResNets. Errors: UserError for what it cannot be."
+    """The model `arch` with `n_out` outputs for images of these sizes, pixels.
+
+    `zero_init` is for our ResNets.
+    Errors: UserError for an unknown architecture, or one that cannot take the sizes."""
     check_arch(arch)
     if arch.startswith("timm:"): return timm_model(arch.removeprefix("timm:"), n_out, sizes)
     if arch == "sprintnet": return SprintNet(n_out)
@@ -134,23 +164,46 @@ def check_arch(arch):
 
 
 def timm_model(name, n_out, sizes):
-    "timm's model `name`; a 7x7 stem and the max-pool behind it become a 3x3 convolution at full size."
+    "timm's model `name`, which takes images of these sizes; see shrink_stem."
     import timm
-    fixed = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    try:
-        model = timm.create_model(name, num_classes=n_out, **({"img_size": sizes[0]} if fixed and fixed.fixed_input_size else {}))
-        shrink_stem(model)
-        with torch.no_grad():
-            for sz in set(sizes): model.eval()(torch.zeros(2, 3, sz, sz))
-    except Exception as e:
-        raise UserError(f"timm:{name} cannot take images of {', '.join(f'{o}x{o}' for o in sorted(set(sizes)))} pixels ({one_line(e, 120)}): choose another --arch.") from e
+    about = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    # most transformers are made for one size, and only they take this argument
+    size = {"img_size": sizes[0]} if about and about.fixed_input_size else {}
+    with name_sizes(name, sizes): model = timm.create_model(name, num_classes=n_out, **size)
+    shrink_stem(model)
+    with name_sizes(name, sizes), torch.no_grad():
+        model.eval()            # no statistics change
+        for sz in set(sizes): model(torch.zeros(2, 3, sz, sz))
     return model
 
 
+@contextmanager
+def name_sizes(name, sizes):
+    "Whatever a model of timm raises here becomes a UserError that names the sizes it was to take."
+    try: yield
+    # Its thousand models fail at odd sizes in every way: RuntimeError, AssertionError, TypeError,
+    # ZeroDivisionError ... So no kind is named here, and this is around calls of timm alone.
+    except Exception as e:
+        pixels = ", ".join(f"{sz}x{sz}" for sz in sorted(set(sizes)))
+        why = one_line(e, 120)
+        what = f"timm:{name} cannot take images of {pixels} pixels ({why})"
+        raise UserError(f"{what}: choose another --arch.") from e
+
+
 def shrink_stem(model):
-    "Replace, in place, a first convolution of 7x7 with stride 2 by one of 3x3 with stride 1, and the first max-pool by nothing."
-    path, stem = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), (None, None))
+    """Let a model look at small images at full size, in place.
+     A first convolution of 7x7 with stride 2 becomes one of 3x3 with stride 1, and the first
+    max-pool nothing."""
+    path, stem = first_module(model, nn.Conv2d)
     if stem is None or (stem.kernel_size, stem.stride) != ((7, 7), (2, 2)): return
-    model.set_submodule(path, nn.Conv2d(stem.in_channels, stem.out_channels, 3, 1, 1, bias=stem.bias is not None))
-    pool = next((n for n, m in model.named_modules() if isinstance(m, nn.MaxPool2d)), None)
-    if pool: model.set_submodule(pool, nn.Identity())
+    conv = nn.Conv2d(stem.in_channels, stem.out_channels, 3, 1, 1, bias=stem.bias is not None)
+    model.set_submodule(path, conv)
+    path, pool = first_module(model, nn.MaxPool2d)
+    if pool: model.set_submodule(path, nn.Identity())
+
+
+def first_module(model, kind):
+    "Path and module of the first in `model` of this kind, or None and None."
+    for path, m in model.named_modules():
+        if isinstance(m, kind): return path, m
+    return None, None

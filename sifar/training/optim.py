@@ -1,4 +1,5 @@
-"""The optimizers of a Learner: SGD with Nesterov momentum, AdamW, and Muon on the filters of convolutions."""
+"""The optimizers: SGD with Nesterov momentum, AdamW, and Muon on the filters of convolutions.
+"""
 from functools import partial
 
 import torch
@@ -7,59 +8,85 @@ from fastai.torch_core import trainable_params
 
 from ..errors import UserError
 
-DEFAULTS = {"sgd": (0.1, 5e-4), "muon": (0.06, 5e-4), "adamw": (1e-3, 0.05)}      # peak learning rate, weight decay
+DEFAULTS = {                # peak learning rate, weight decay
+    "sgd": (0.1, 5e-4),
+    "muon": (0.06, 5e-4),
+    "adamw": (1e-3, 0.05),
+}
 
 
 def orthogonalize(g, dtype=torch.float32):
-    """A matrix (n,m) with the singular vectors of `g` and singular values near 1, computed in `dtype`.
-
-    Three Newton-Schulz steps, all of them on the smaller of the two squares of `g`. https://kellerjordan.github.io/posts/muon/"""
+    """A matrix (n,m) with the singular vectors of `g`, and singular values near 1; computed in `dtype`.
+     Three Newton-Schulz steps x -> (a + b x xT + c (x xT)^2) x, with a, b, c from
+    https://kellerjordan.github.io/posts/muon/. Each step changes the singular values alone, by a
+    s + b s^3 + c s^5. As it multiplies x by a polynomial of x xT from the left, all three are
+    done on this square (n,n), which is small, and the large x is multiplied once, by their
+    product."""
+    # no singular value is above 1 then, or the steps would diverge
     x = (g / (g.norm() + 1e-7)).to(dtype)
     tall = x.shape[0] > x.shape[1]
-    if tall: x = x.T
-    square = x @ x.T
-    product = one = torch.eye(len(x), dtype=dtype, device=x.device)
+    if tall: x = x.T                                # the smaller of the two squares
+    square = x @ x.T                                # (n,n)
+    one = torch.eye(len(x), dtype=dtype, device=x.device)
+    product = one
     for i in range(3):
         step = 3.4445 * one - 4.7750 * square + 2.0315 * square @ square
         product = step @ product if i else step
+        # the square of step @ x: all are polynomials of one matrix, so symmetric, and their order is free
         if i < 2: square = step @ square @ step
-    x = product @ x
-    return (x.T if tall else x).to(g.dtype)
+    x = product @ x                                 # (n,n) @ (n,m)
+    if tall: x = x.T
+    return x.to(g.dtype)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on the first group, filters (o,i,h,w) taken as matrices (o,i*h*w); SGD on the others, at `scales` times the lr of the first.
+    """Muon on the first group of parameters, which are filters; SGD with Nesterov on the others.
 
-    Filters keep their norm: at each step it is set to the root of their number, so that lr alone says how far they turn.
-    torch.optim.Muon takes matrices only, and always computes in bfloat16, which is slow on many processors."""
+    Filters (co,ci,h,w) are taken as matrices (co,ci*h*w).
 
-    def __init__(self, params, lr=0.06, momentum=0.9, weight_decay=0, scales=(1, 10 / 3, 5 / 3), dtype=torch.float32):
+    scales: factors of lr for each group. Filters keep their norm: at each step it is set to the
+    root of their number, so that lr alone says how far they turn. torch.optim.Muon takes matrices
+    only, and always computes in bfloat16, which is slow on many processors."""
+
+    def __init__(self, params, lr=0.06, momentum=0.9, weight_decay=0,
+                 scales=(1, 10 / 3, 5 / 3), dtype=torch.float32):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        if len(self.param_groups) != len(scales): raise ValueError(f"Muon takes {len(scales)} groups of parameters, as split_filters makes them, not {len(self.param_groups)}.")
+        n = len(self.param_groups)
+        if n != len(scales):
+            wanted = f"{len(scales)} groups of parameters, as split_filters makes them"
+            raise ValueError(f"Muon takes {wanted}, not {n}.")
         self.scales, self.dtype = scales, dtype
 
     @torch.no_grad()
     def step(self, closure=None):
         for i, (group, scale) in enumerate(zip(self.param_groups, self.scales)):
             ps = [p for p in group["params"] if p.grad is not None]
-            grads = [p.grad for p in ps]
-            if not ps: continue
-            if i: grads = list(torch._foreach_add(grads, ps, alpha=group["weight_decay"]))
-            updates = self.nesterov(ps, grads, group["momentum"])
-            if i == 0:
-                roots = [len(p) ** 0.5 / (norm + 1e-7) for p, norm in zip(ps, torch._foreach_norm(ps))]
-                torch._foreach_mul_(ps, roots)
-                updates = [orthogonalize(o.flatten(1), self.dtype).view_as(o) for o in updates]
-            torch._foreach_sub_(ps, updates, alpha=scale * group["lr"])
+            if ps: self.step_group(ps, group, scale * group["lr"], filters=i == 0)
+
+    def step_group(self, ps, group, lr, filters):
+        "Update the parameters `ps` in place."
+        grads = [p.grad for p in ps]
+        # weight decay as in torch's SGD: in the gradient. Filters have none, as their norm is set
+        if not filters: grads = list(torch._foreach_add(grads, ps, alpha=group["weight_decay"]))
+        updates = self.nesterov(ps, grads, group["momentum"])
+        if filters:
+            norms = torch._foreach_norm(ps)
+            torch._foreach_mul_(ps, [len(p) ** 0.5 / (norm + 1e-7) for p, norm in zip(ps, norms)])
+            # (co,ci,h,w) -> (co,ci*h*w) and back
+            updates = [orthogonalize(u.flatten(1), self.dtype).view_as(u) for u in updates]
+        torch._foreach_sub_(ps, updates, alpha=lr)
 
     def nesterov(self, ps, grads, mom):
-        "The updates of `ps`: all of them by a few kernels, as starting one takes a GPU's host longer than what it computes."
+        """The updates of `ps` with Nesterov momentum.
+         A few kernels for all of them, as starting one takes a GPU's host longer than what it
+        computes."""
         for p in ps:
-            if "momentum_buffer" not in self.state[p]: self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            state = self.state[p]
+            if "momentum_buffer" not in state: state["momentum_buffer"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum_buffer"] for p in ps]
         torch._foreach_mul_(buffers, mom)
-        torch._foreach_add_(buffers, grads)
-        return torch._foreach_add(grads, buffers, alpha=mom)
+        torch._foreach_add_(buffers, grads)                             # b = mom b + g
+        return torch._foreach_add(grads, buffers, alpha=mom)            # g + mom b: one step ahead
 
 
 def split_norms(model):
@@ -69,25 +96,48 @@ def split_norms(model):
 
 
 def split_filters(model):
-    "The parameters as three groups: filters but those on the image itself; other matrices; norms and biases."
+    "The parameters as three groups: filters that Muon turns; other filters and matrices; norms and biases."
+    filters, others = [], []
     weights, vectors = split_norms(model)
-    def is_filter(p): return p.ndim == 4 and p.shape[1] > 3
-    filters = [p for p in weights if is_filter(p)]
-    if not filters: raise UserError("--opt muon turns the filters of convolutions, and this architecture has none: choose --opt sgd or adamw.")
-    return [filters, [p for p in weights if not is_filter(p)], vectors]
+    for p in weights:
+        # not those on the colours (co,3,h,w), nor the head: Muon is not for inputs and outputs
+        if p.ndim == 4 and p.shape[1] > 3: filters.append(p)
+        else: others.append(p)
+    if not filters:
+        why = "--opt muon turns the filters of convolutions, and this architecture has none"
+        raise UserError(f"{why}: choose --opt sgd or adamw.")
+    return [filters, others, vectors]
 
 
 def lr_and_wd(cfg):
     "Peak learning rate and weight decay that `cfg` asks for, else those of its optimizer."
-    return [default if o in (None, "auto") else o for o, default in zip((cfg.lr, cfg.wd), DEFAULTS[cfg.opt])]
+    lr, wd = DEFAULTS[cfg.opt]
+    if cfg.lr not in (None, "auto"): lr = cfg.lr    # auto: found later, and set in another cfg
+    if cfg.wd is not None: wd = cfg.wd
+    return [lr, wd]
 
 
 def get_opt(cfg, dtype):
-    "How a Learner optimizes as `cfg` says: its opt_func, splitter, lr and wd. Muon's matrix products are in `dtype`."
+    """How a Learner optimizes as `cfg` says: its opt_func, splitter, lr and wd.
+
+    Muon's matrix products are in `dtype`."""
     lr, wd = lr_and_wd(cfg)
+    opt_func = partial(OptimWrapper, **torch_opt(cfg.opt, dtype))
+    splitter, wds = split_and_decay(cfg, wd)
+    return {"opt_func": opt_func, "splitter": splitter, "lr": lr, "wd": wds}
+
+
+def torch_opt(opt, dtype):
+    "torch's optimizer and what it is called with, as fastai's OptimWrapper takes them."
+    if opt == "muon": return {"opt": Muon, "dtype": dtype}
+    if opt == "adamw": return {"opt": torch.optim.AdamW}
+    # fastai's own SGD has no Nesterov
+    return {"opt": torch.optim.SGD, "momentum": 0.9, "nesterov": True}
+
+
+def split_and_decay(cfg, wd):
+    "The function that splits a model's parameters into groups, and the weight decay of each."
     norms_wd = wd if cfg.wd_norm else 0.0
-    if cfg.opt == "muon": opt, splitter, wd = {"opt": Muon, "dtype": dtype}, split_filters, [0.0, wd, norms_wd]
-    else:
-        opt = {"opt": torch.optim.SGD, "momentum": 0.9, "nesterov": True} if cfg.opt == "sgd" else {"opt": torch.optim.AdamW}
-        splitter, wd = (trainable_params, wd) if cfg.wd_norm else (split_norms, [wd, norms_wd])
-    return {"opt_func": partial(OptimWrapper, **opt), "splitter": splitter, "lr": lr, "wd": wd}
+    if cfg.opt == "muon": return split_filters, [0.0, wd, norms_wd]
+    if cfg.wd_norm: return trainable_params, wd             # one group will do
+    return split_norms, [wd, norms_wd]

@@ -1,27 +1,83 @@
-"""The device that trains, and the type of number that it computes in."""
+"""The device that trains, the type of number that it computes in, and what follows from them."""
+from contextlib import nullcontext
+
 import torch
 
 from ..errors import UserError
-from .cpu import fast_at_bf16
+from .cpu import SmallConvs, keep_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name="auto"):
     "The torch.device for auto, cpu, cuda, cuda:N or mps. Errors: UserError where it is not there."
-    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+    there = ["cpu"]
+    if torch.cuda.is_available(): there.append("cuda")
+    if torch.backends.mps.is_available(): there.append("mps")
     if name == "auto": return torch.device(there[-1])
     try: device = torch.device(name)
-    except RuntimeError: device = None
-    if device is None or device.type not in there or (device.index or 0) >= (torch.cuda.device_count() if device.type == "cuda" else 1):
+    except RuntimeError: device = None          # not a name that torch knows
+    if device is None or device.type not in there or (device.index or 0) >= count(device):
         raise UserError(f"--device {name} is not on this machine: there is {', '.join(there)}.")
     return device
 
 
+def count(device):
+    "How many devices of its type this machine has."
+    return torch.cuda.device_count() if device.type == "cuda" else 1
+
+
 def pick_precision(name, device):
-    "The torch.dtype of the forward pass: for auto bfloat16 where `device` is fast at it, float16 on older GPUs, else float32."
+    "The torch.dtype of the forward pass; for auto the fastest type that `device` computes well in."
     if name != "auto": return DTYPES[name]
-    if device.type == "cuda":
-        major, _ = torch.cuda.get_device_capability(device)
-        return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
-    return torch.bfloat16 if device.type == "cpu" and fast_at_bf16() else torch.float32
+    if device.type == "cpu" and fast_at_bf16(): return torch.bfloat16
+    if device.type != "cuda": return torch.float32
+    major, _ = torch.cuda.get_device_capability(device)
+    if major >= 8: return torch.bfloat16        # Ampere and newer
+    if major == 7: return torch.float16     # Volta and Turing: their tensor cores know no bfloat16
+    return torch.float32
+
+
+def fast_at_bf16():
+    "Whether this processor has instructions that multiply bfloat16 (AMX, AVX-512)."
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
+def needs_autocast(dtype): return dtype != torch.float32
+
+
+def needs_scaling(dtype):
+    "Whether the loss has to be scaled up, so that no gradient is lost."
+    # float16 ends at 6e-8; bfloat16 has the range of float32
+    return dtype == torch.float16
+
+
+def small_convs(device, dtype):
+    """SmallConvs where they are faster: in bfloat16, on processors that multiply it.
+
+    Elsewhere a context that does nothing."""
+    if device.type == "cpu" and dtype == torch.bfloat16 and fast_at_bf16(): return SmallConvs(dtype)
+    return nullcontext()
+
+
+def prepare(device):
+    "Set up torch, for this process, so that trainings on `device` are fast."
+    if device.type == "cpu": keep_memory()
+    # at each new shape cuDNN tries its algorithms: batches come in few shapes
+    else: torch.backends.cudnn.benchmark = True
+
+
+def takes_channels_last(device):
+    "Whether convolutions are faster on images that lie in memory as (n,h,w,c). MPS keeps torch's default."
+    return device.type != "mps"
+
+
+def runs_by_itself(device):
+    "Whether the program has to wait for what `device` computes: true of GPUs."
+    return device.type != "cpu"
+
+
+def wait(device):
+    "Wait until all that was started on `device` is done."
+    if runs_by_itself(device): torch.accelerator.synchronize(device)

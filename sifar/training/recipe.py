@@ -1,7 +1,7 @@
 """A learner file is a recipe (JSON) and weights (safetensors), which no unpickler has to read.
-
-A stranger may have written it, so all of it is checked here: the form of the file, then the recipe, then
-whether the weights are just those of the model that the recipe names. Only then is that model made."""
+ A stranger may have written it, so all of it is checked here: the form of the file, then the
+recipe, then whether the weights are just those of the model that the recipe names. Only then is
+that model made."""
 import copy
 import hashlib
 import io
@@ -32,7 +32,7 @@ from ..errors import UserError
 from ..files import write_file
 from .models import get_model
 
-FORMAT = 1                              # of the recipe; a change that older versions cannot read makes it 2
+FORMAT = 1  # of the recipe; a change that older versions cannot read makes it 2
 FIELDS = {"format", "arch", "size", "classes", "superclasses", "mean", "std"}
 MAX_JSON = 2**20                        # bytes; Python's objects for it may take 50 times as much
 MAX_CLASSES, MAX_NAME = 100_000, 255
@@ -40,22 +40,24 @@ MAX_FILE = 2**33                        # bytes
 # the types of weights and their names in safetensors
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}
 
-MEMBERS = {"data.pkl", "data/0", "byteorder", "version", ".data/serialization_id"}     # by torch.save
+MEMBERS = {"data.pkl", "data/0", "byteorder", "version", ".data/serialization_id"}  # by torch.save
 SINCE_TORCH_2_7 = {".format_version", ".storage_alignment"}
 OLD = b"\x80\x02cfastai.learner\nLearner\n"            # so begins the pickle of sifar 0.1
 BEFORE_TEXT = b"\x80\x02c%b\nrestore\nq\0X" % __name__.encode()
 
 # what zipfile makes of damaged files (RuntimeError: of encrypted ones)
-DAMAGED = (zipfile.BadZipFile, struct.error, ValueError, OverflowError, EOFError, OSError, RuntimeError)
+DAMAGED = (
+    zipfile.BadZipFile, struct.error, ValueError, OverflowError, EOFError, OSError, RuntimeError)
 
 
 class RecipeLearner(Learner):
-    "fastai's Learner of the model `arch`, which is exported as the recipe to make it again, and its weights."
+    "fastai's Learner of the model `arch`, which is exported as a recipe to make it again, and weights."
 
     def __init__(self, dls, model, arch, **kwargs):
         super().__init__(dls, model, **kwargs)
         self.arch = arch
 
+    # of all that pickle would store of a learner, it stores a call: restore(text, weights)
     def __reduce_ex__(self, protocol): return restore, take_apart(self)
 
     def __deepcopy__(self, memo):
@@ -85,7 +87,8 @@ def need(ok, what):
 def take_apart(learn):
     """The recipe of `learn` as JSON text, and its weights: a safetensors file as a uint8 tensor.
 
-    Errors: UserError where the recipe would not make this learner again, as something was changed by hand."""
+    Errors: UserError where the recipe would not make this learner again, as something was changed
+    by hand."""
     try:
         recipe = get_recipe(learn)
         check_recipe(recipe)
@@ -100,9 +103,10 @@ def take_apart(learn):
 def get_recipe(learn):
     "What it takes to make `learn` again but its weights, as a dictionary of plain values."
     dl = learn.dls.valid
+    # dl.dataset: fastai's Datasets, whose lists are of images and of labels
     tfms = dl.dataset.tls[0].tfms if hasattr(dl.dataset, "tls") else []
-    reader = first(o for o in tfms if isinstance(o, ReadImage))
-    normalize = first(o for o in dl.after_batch.fs if isinstance(o, Normalize))
+    reader = first(tfm for tfm in tfms if isinstance(tfm, ReadImage))
+    normalize = first(tfm for tfm in dl.after_batch.fs if isinstance(tfm, Normalize))
     need(reader and normalize, "its data is not of get_dls")
     return {
         "format": FORMAT,
@@ -116,10 +120,11 @@ def get_recipe(learn):
 
 
 def get_weights(model, recipe):
-    "The state of `model` as a safetensors file. Errors: UserError where it is not the model of the recipe."
+    "The state of `model` as a safetensors file. Errors: UserError where it is not that of the recipe."
     wanted, arch = plan(recipe), recipe["arch"]
     # the text of a model has all layers and their settings, but for example no hooks
-    need(repr(model) == repr(wanted), f"its model is not the {arch} of its settings: it was changed by hand")
+    same = repr(model) == repr(wanted)
+    need(same, f"its model is not the {arch} of its settings: it was changed by hand")
     # safetensors takes no two tensors with one memory, which some models of timm have
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     same = shapes(state) == shapes(wanted.state_dict())
@@ -132,7 +137,7 @@ def check_view(learn, recipe):
     sz = recipe["size"]
     image = np.random.default_rng(0).integers(0, 256, (sz, sz, 3), dtype=np.uint8)
     x, = learn.dls.test_dl([image], rm_type_tfms=0, num_workers=0).one_batch()
-    mean, std = (torch.tensor(recipe[o]).view(3, 1, 1) for o in ("mean", "std"))
+    mean, std = (torch.tensor(recipe[k]).view(3, 1, 1) for k in ("mean", "std"))
     want = (torch.from_numpy(image).permute(2, 0, 1) / 255 - mean) / std
     got = x.cpu().as_subclass(torch.Tensor)
     same = got.shape == (1, 3, sz, sz) and torch.allclose(got[0], want, atol=1e-4)
@@ -186,18 +191,20 @@ def check_recipe(recipe):
     need(type(form) is int, "its recipe says no format")
     need(form <= FORMAT, "it is of a newer version of sifar: update sifar")
     need(form == FORMAT and recipe.keys() == FIELDS, "its recipe has other fields than a recipe has")
-    arch, sz, vocab, superclasses = (recipe[o] for o in ("arch", "size", "classes", "superclasses"))
+    arch, sz, vocab = recipe["arch"], recipe["size"], recipe["classes"]
+    superclasses = recipe["superclasses"]
     named = type(arch) is str and re.fullmatch(r"(timm:)?[A-Za-z0-9_.-]{1,100}", arch)
-    need(named, "its architecture has no name of one")              # whether it is known, get_model says
+    need(named, "its architecture has no name of one")  # whether it is known, get_model says
     need(type(sz) is int and 8 <= sz <= 512, "its image size is not from 8 to 512 pixels")
     need(are_names(vocab), "its class names are no list of names in plain characters")
     need(len(set(vocab)) == len(vocab), "its class names are not all different")
     fit = superclasses is None or are_names(superclasses) and len(superclasses) == len(vocab)
     need(fit, "its superclasses are no list of a name for each class")
     for key, low in ("mean", 0), ("std", 1e-6):
-        o = recipe[key]
-        three = type(o) is list and [type(v) for v in o] == [float] * 3
-        need(three and all(low <= v <= 1 for v in o), f"its {key} is not three numbers from {low} to 1")
+        values = recipe[key]
+        three = type(values) is list and [type(v) for v in values] == [float] * 3
+        fit = three and all(low <= v <= 1 for v in values)
+        need(fit, f"its {key} is not three numbers from {low} to 1")
 
 
 def are_names(o):
@@ -207,7 +214,7 @@ def are_names(o):
 
 
 def plan(recipe):
-    "The model of a recipe on the device meta: it has shapes, but takes no memory. Errors: UserError."
+    "The model of a recipe on the device meta: it has shapes, but takes no memory."
     n, sz = len(recipe["classes"]), recipe["size"]
     with torch.device("meta"):
         model = get_model(recipe["arch"], n, (sz,)).eval()
@@ -228,12 +235,14 @@ def read_weights(weights, recipe):
     ok = isinstance(weights, torch.Tensor) and weights.dtype == torch.uint8 and weights.ndim == 1
     need(ok, "its weights are no safetensors file")
     content = weights.cpu().numpy().tobytes()
+    # safetensors: 8 bytes that give the length of a JSON header, the header, then the numbers
     size = int.from_bytes(content[:8], "little")
     need(size <= min(MAX_JSON, len(content) - 8), "its weights are no safetensors file")
     header = read_json(content[8:8 + size].decode(errors="replace"))
-    ok = type(header) is dict and all(type(o) is dict for o in header.values())
+    ok = type(header) is dict and all(type(v) is dict for v in header.values())
     need(ok, "its weights are no safetensors file")
-    with limit_parameters(2 * len(header), len(content) // 2): wanted = shapes(plan(recipe).state_dict())
+    with limit_parameters(2 * len(header), len(content) // 2): model = plan(recipe)
+    wanted = shapes(model.state_dict())
     found = {k: (o.get("dtype"), o.get("shape")) for k, o in header.items()}
     need(found == wanted, "its weights are not those of the architecture that it names")
     try: return load(content)
@@ -242,11 +251,11 @@ def read_weights(weights, recipe):
 
 @contextmanager
 def limit_parameters(tensors, numbers):
-    """Let no model be made, in this thread, with far more parameters than this: a UserError ends that early.
-
-    Even without memory the layers of a large model take seconds, so a small file must not ask for them."""
+    """Let no model be made, in this thread, with far more parameters than this: a UserError ends it early.
+     Even without memory the layers of a large model take seconds, so a small file must not ask
+    for them."""
     thread = threading.get_ident()
-    left = [tensors + 50, numbers + 1_000_000]          # room for models that make layers and replace them
+    left = [tensors + 50, numbers + 1_000_000]  # room for models that make layers and replace them
 
     def count(module, name, parameter):
         if parameter is None or threading.get_ident() != thread: return
@@ -262,7 +271,8 @@ def limit_parameters(tensors, numbers):
 def load_learner(path):
     """The learner that was exported to the file `path`, or to learner.pkl in the folder `path`.
 
-    Errors: UserError where it is missing, damaged, no learner, or not that of the model.json beside it."""
+    Errors: UserError where it is missing, damaged, no learner, or not that of the model.json
+    beside it."""
     path = Path(path)
     if path.is_dir(): path = path / "learner.pkl"
     need(path.is_file(), f"{path} is missing: make it with python export.py RUN.")
@@ -294,7 +304,7 @@ def read_about(path):
 
 def check_about(about, learn):
     "Raise a UserError where a model.json says something else of a learner than is so."
-    known = {**get_recipe(learn), "parameters": sum(o.numel() for o in learn.model.parameters())}
+    known = {**get_recipe(learn), "parameters": sum(p.numel() for p in learn.model.parameters())}
     wrong = [k for k, v in known.items() if about.get(k, v) != v]
     need(not wrong, f"the model.json beside it contradicts its {', '.join(wrong)}")
 
@@ -304,6 +314,7 @@ def read_file(content):
 
     Errors: UserError for whatever is not exactly the form that `export` writes."""
     pickled, stored = read_zip(content)
+    # opcode X: 4 bytes that give the length of a text, then the text
     start = len(BEFORE_TEXT) + 4
     end = start + int.from_bytes(pickled[start - 4:start], "little")
     text = pickled[start:end]
@@ -314,7 +325,8 @@ def read_file(content):
 
 def read_zip(content):
     "The pickle and the storage in a zip file as torch.save writes it. Errors: UserError."
-    need(content.count(b"PK\1\2") <= 10_000, "it is no learner file")   # zipfile makes an object of each
+    # zipfile makes an object of each
+    need(content.count(b"PK\1\2") <= 10_000, "it is no learner file")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as z:
             members = list_members(z.infolist(), len(content))
@@ -322,8 +334,8 @@ def read_zip(content):
             need(not old, "it is of sifar 0.1, whose files are not read any more")
             need(members.keys() - SINCE_TORCH_2_7 == MEMBERS, "it is no learner file")
             pickled, stored = members.pop("data.pkl"), members.pop("data/0")
-            short = pickled.file_size <= MAX_JSON + 1000 and all(o.file_size <= 100 for o in members.values())
-            need(short, "it is no learner file")
+            short = all(member.file_size <= 100 for member in members.values())
+            need(short and pickled.file_size <= MAX_JSON + 1000, "it is no learner file")
             return z.read(pickled), z.read(stored)
     except DAMAGED as e: raise UserError("it is no learner file, or a damaged one") from e
 
@@ -331,17 +343,19 @@ def read_zip(content):
 def list_members(found, size):
     """The members of a zip file of so many bytes, by their name in its folder.
 
-    Errors: UserError for compressed ones, which could unpack to any size, and for a file without a pickle."""
-    members = {o.filename.partition("/")[2]: o for o in found}
+    Errors: UserError for compressed ones, which could unpack to any size, and for a file without
+    a pickle."""
+    members = {member.filename.partition("/")[2]: member for member in found}
     need(len(members) == len(found) and "data.pkl" in members, "it is no learner file")
-    plain = all(o.compress_type == zipfile.ZIP_STORED and o.file_size == o.compress_size for o in found)
-    need(plain and sum(o.file_size for o in found) <= size, "it unpacks to more than it is")
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in found)
+    plain = stored and all(member.file_size == member.compress_size for member in found)
+    need(plain and sum(member.file_size for member in found) <= size, "it unpacks to more than it is")
     return members
 
 
 def pickle_of(text, n):
     "The pickle that torch.save writes of a learner with this recipe, bytes, and `n` bytes of weights."
-    size = pickle.dumps(n, 2)[2:-1]                         # the number alone; its opcode depends on its size
+    size = pickle.dumps(n, 2)[2:-1]     # the number alone; its opcode depends on its size
     return b"".join((
         BEFORE_TEXT, len(text).to_bytes(4, "little"), text, b"q\1",
         b"ctorch._utils\n_rebuild_tensor_v2\nq\2(",

@@ -9,10 +9,14 @@ FALLS = {"cosine": SchedCos, "linear": SchedLin}
 
 
 def warmup_cosine(lr, warmup, fall="cosine"):
-    "lr as a function of the position 0..1 in training: linear from 0 to `lr` over the share `warmup`, then down to 0 by `fall`."
+    """lr as a function of the position 0..1 in training.
+
+    It rises linearly from 0 to `lr` over the share `warmup`, then goes down to 0 by `fall`."""
     down = FALLS[fall](lr, 0)
     if not warmup: return down
-    if warmup >= 1: raise ValueError(f"the warm-up takes {warmup:.3g} of the epochs: pass fit_warmup_cosine a smaller warmup, or more epochs")
+    if warmup >= 1:
+        what_to_do = "pass fit_warmup_cosine a smaller warmup, or more epochs"
+        raise ValueError(f"the warm-up takes {warmup:.3g} of the epochs: {what_to_do}")
     return combine_scheds([warmup, 1 - warmup], [SchedLin(0, lr), down])
 
 
@@ -25,6 +29,8 @@ def fit_warmup_cosine(self: Learner,
     cbs=None,               # further callbacks for this fit
     fall="cosine",          # how it falls after the warm-up: cosine or linear
 ):
-    "Fit for `n_epoch` epochs with a learning rate that rises for `warmup` of them, then falls to zero as a cosine, or linearly."
-    sched = warmup_cosine(self.lr if lr is None else lr, warmup / n_epoch, fall)
-    self.fit(n_epoch - start_epoch, lr, cbs=[ParamScheduler({"lr": sched}), StartAt(start_epoch, n_epoch), *L(cbs)])
+    "Fit for `n_epoch` epochs; the learning rate rises for `warmup` of them, then falls to zero."
+    peak = self.lr if lr is None else lr
+    # leaves momentum alone
+    sched = ParamScheduler({"lr": warmup_cosine(peak, warmup / n_epoch, fall)})
+    self.fit(n_epoch - start_epoch, lr, cbs=[sched, StartAt(start_epoch, n_epoch), *L(cbs)])

@@ -1,23 +1,38 @@
 """TensorBoard and Weights & Biases, by fastai's own callbacks."""
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from ..errors import UserError, one_line
 
 
 def trackers(learn, cfg):
-    "fastai's callbacks for TensorBoard and Weights & Biases, where `cfg` asks for them. Errors: UserError where the package is missing."
-    try:
-        if cfg.tensorboard: yield tensorboard_callback(learn.path / "tensorboard")
-        if cfg.wandb: yield wandb_callback(learn.path, cfg)
-    except ImportError as e: raise UserError(f"--{'tensorboard' if 'tensorboard' in str(e) else 'wandb'} needs a package that is not installed: pip install {e.name}") from e
+    """fastai's callbacks for TensorBoard and Weights & Biases, where `cfg` asks for them.
+
+    Errors: UserError where the package is missing, or Weights & Biases does not start."""
+    cbs = []
+    if cfg.tensorboard: cbs.append(tensorboard_callback(learn.path / "tensorboard"))
+    if cfg.wandb: cbs.append(wandb_callback(learn.path, cfg))
+    return cbs
+
+
+@contextmanager
+def needed_by(flag):
+    "A package that cannot be imported here becomes a UserError that says how to install it."
+    try: yield
+    except ImportError as e:
+        what = f"{flag} needs a package that is not installed"
+        raise UserError(f"{what}: pip install {e.name}") from e
 
 
 def tensorboard_callback(folder):
-    "fastai's TensorBoardCallback, which of the optimizer logs lr alone: torch's have settings that are no numbers."
-    from fastai.callback.tensorboard import TensorBoardCallback
+    """fastai's TensorBoardCallback, which of the optimizer logs lr alone.
+
+    torch's optimizers have settings that are not numbers."""
+    with needed_by("--tensorboard"):
+        from fastai.callback.tensorboard import TensorBoardCallback
 
     class TensorBoard(TensorBoardCallback):
-        def after_batch(self):
+        def after_batch(self):          # in place of fastai's, which logs all settings
             if not self.training: return
             self.writer.add_scalar("train_loss", self.smooth_loss, self.train_iter)
             self.writer.add_scalar("lr", self.opt.hypers[-1]["lr"], self.train_iter)
@@ -25,15 +40,24 @@ def tensorboard_callback(folder):
 
 
 def wandb_callback(run, cfg):
-    "fastai's WandbCallback for the run folder `run`; W&B gets the settings from here, as fastai cannot read those of torch's optimizers."
-    import wandb
-    from fastai.callback.wandb import WandbCallback
+    """fastai's WandbCallback for the run folder `run`.
+     W&B gets the settings from here: fastai asks the learner for them, and cannot read those of
+    torch's optimizers."""
+    with needed_by("--wandb"):
+        import wandb
+        from fastai.callback.wandb import WandbCallback
 
     class Wandb(WandbCallback):
         def before_fit(self):
+            # hides the learner's own method: there is nothing to gather
             self.learn.gather_args = dict
             super().before_fit()
             del self.learn.gather_args
-    try: wandb.init(project="sifar", name=run.name, dir=run, config=asdict(cfg), reinit="finish_previous")
-    except wandb.Error as e: raise UserError(f"Weights & Biases did not start ({one_line(e, 200)}): run `wandb login`, or set WANDB_MODE=offline.") from e
+    # reinit: each of several seeds in this process is a run of its own
+    options = {"config": asdict(cfg), "reinit": "finish_previous"}
+    try: wandb.init(project="sifar", name=run.name, dir=run, **options)
+    except wandb.Error as e:
+        why = one_line(e, 200)
+        what_to_do = "run `wandb login`, or set WANDB_MODE=offline"
+        raise UserError(f"Weights & Biases did not start ({why}): {what_to_do}.") from e
     return Wandb(log_preds=False, log_model=False)
