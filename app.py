@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A page that shows an exported learner to everybody: python app.py --model runs/cifar100/RUN/learner.pkl"""
+"""A page that shows an exported learner: python app.py --model runs/cifar100/RUN/learner.pkl"""
 import argparse
 import csv
 import hashlib
@@ -29,7 +29,7 @@ from sifar.log import quiet_imports
 
 HERE = Path(__file__).parent
 MAX_FILES, MAX_MB = 100, 20                     # pictures at once; size of an upload
-KEPT = 300                                      # seconds that an upload is kept at least; after three times that it is gone
+KEPT = 300                                      # seconds that an upload is kept, at most three times that
 MIN_SIDE, MAX_PIXELS = 4, 50_000_000            # of a picture, looked at before it is decoded
 UNSURE = 0.5                                    # below this probability the page says so
 NO_MODEL = """# No model yet
@@ -51,7 +51,7 @@ CSS = """
 
 
 def find_model(named):
-    """The learner file to show: as named, else beside this file, else the newest export, else one of results/.
+    """The learner file to show: as named; else beside this file, the newest export, or one of results/.
 
     None where there is none."""
     if named: return Path(named)
@@ -70,7 +70,9 @@ def show_errors(f):
 
 
 def read(predictor, file):
-    "The picture in an uploaded file, a dictionary as Gradio sends it, as the model sees it. Errors: UserError."
+    """The picture in an uploaded file, a dictionary as Gradio sends it, as the model sees it.
+
+    Errors: UserError."""
     path, uploads = path_of(file), Path(get_upload_folder()).resolve()
     # a client sends any path that it likes: only what it uploaded is read
     if not path.is_relative_to(uploads) or not path.is_file():
@@ -82,7 +84,7 @@ def read(predictor, file):
 
 
 def path_of(file):
-    "The path that a client sent; that of the working directory, where nothing was uploaded, for what is no file."
+    "The path that a client sent; for what is no file the working directory, which is no upload."
     path = file.get("path") if isinstance(file, dict) else None
     return Path(path if isinstance(path, str) else "").resolve()
 
@@ -97,7 +99,7 @@ def overlay(img, heat):
     "A heat map (sz,sz) from 0 to 1 over the picture that it explains."
     from matplotlib import colormaps
     smooth = to_image(heat).resize((256, 256), Image.Resampling.BICUBIC)
-    colours = colormaps["inferno"](np.asarray(smooth))[..., :3]             # (h,w) -> (h,w,rgba) -> (h,w,rgb)
+    colours = colormaps["inferno"](np.asarray(smooth))[..., :3]         # (h,w,rgba) -> (h,w,rgb)
     return Image.blend(enlarge(img), to_image(colours), 0.55)
 
 
@@ -128,14 +130,14 @@ def about(path, predictor):
     except (ValueError, TypeError, AttributeError, KeyError) as e:
         raise UserError(f"{file} is damaged ({e}): export the run again, or delete it.") from e
     table = [f"| {k} | {plain(v)} |\n" for k, v in facts.items() if v]
-    if table: table.insert(1, "|---|---|\n")           # Markdown's rule, below the first row, which is the head
+    if table: table.insert(1, "|---|---|\n")           # the rule below the first row, which is the head
     return (f"{''.join(table)}\nIt sees every picture as {predictor.sz} x {predictor.sz} pixels, and "
             f"**it knows only these {len(predictor.vocab)} classes**: whatever else is in a picture, "
             f"it will call it one of them.\n\n{plain(', '.join(predictor.vocab))}")
 
 
 def model_facts(saved):
-    "The rows of the table, from what is saved in a model.json; those that it does not have are empty."
+    "The rows of the table, from what is saved in a model.json; what it does not have is empty."
     test = saved.get("test") or {}
     return {
         "architecture": saved.get("arch"),
@@ -154,7 +156,8 @@ def to_csv(rows):
     "The rows of the table as the bytes of a CSV file."
     text = io.StringIO()
     csv.writer(text).writerows([map(no_formula, row) for row in [HEADERS, *rows]])
-    return text.getvalue().encode("utf-8-sig", errors="replace")      # the mark makes spreadsheets read it as UTF-8
+    # the mark at its beginning makes spreadsheets read it as UTF-8
+    return text.getvalue().encode("utf-8-sig", errors="replace")
 
 
 def no_formula(value):
@@ -165,7 +168,7 @@ def no_formula(value):
 # ---- what the page computes ----
 
 class Answers:
-    "What the page answers to the files that come, as Gradio sends them, with the learner that `predictor` holds."
+    "The answers of the page to files as Gradio sends them, by the learner that `predictor` holds."
 
     def __init__(self, predictor):
         self.predictor = predictor
@@ -210,7 +213,9 @@ class Answers:
         return None if heat is None else overlay(img, heat)
 
     def classify(self, files):
-        "Yields for each file its row of the table, and the picture as the model sees it or None. Errors: UserError."
+        """Yields for each file its row of the table, and the picture as the model sees it or None.
+
+        Errors: UserError."""
         if len(files) > MAX_FILES:
             raise UserError(f"{len(files)} files are too many at once: choose at most {MAX_FILES}.")
         for file in files:
@@ -240,7 +245,8 @@ class Answers:
 # All events share one place in the queue, as a prediction uses all cores.
 PUBLIC = {"preprocess": False, "concurrency_id": "model", "concurrency_limit": 1}
 # One event sets all that belongs together, and the last one wins.
-PRIVATE = {**PUBLIC, "api_visibility": "private", "trigger_mode": "always_last", "show_progress": "minimal"}
+PRIVATE = {**PUBLIC, "api_visibility": "private", "trigger_mode": "always_last",
+           "show_progress": "minimal"}
 
 
 def build(path):
@@ -254,29 +260,34 @@ def build(path):
     answers, vocab = Answers(predictor), predictor.vocab
     with gr.Blocks(title="sifar", analytics_enabled=False, delete_cache=(KEPT, 2 * KEPT)) as page:
         gr.Markdown(f"# What is in the picture?\n"
-                    f"A small network that knows {len(vocab)} classes, such as {plain(', '.join(vocab[:5]))}.")
+                    f"A small network that knows {len(vocab)} classes, "
+                    f"such as {plain(', '.join(vocab[:5]))}.")
         with gr.Tab("One"): image, labels = one_picture(answers)
         with gr.Tab("Many"): files, table = many_pictures(answers)
         with gr.Tab("About"): gr.Markdown(about(path, predictor), elem_id="about")
-        api = gr.Button(visible=False)                              # Gradio offers programs only what an event calls
+        api = gr.Button(visible=False)          # Gradio offers programs only what an event calls
         api.click(answers.predict, image, labels, api_name="predict", **PUBLIC)
         api.click(answers.predict_batch, files, table, api_name="predict_batch", **PUBLIC)
-    return page.queue(max_size=128, status_update_rate=1)           # by default each answer tells all who wait
+    # without status_update_rate each answer tells all who wait
+    return page.queue(max_size=128, status_update_rate=1)
 
 
 def one_picture(answers):
     "The tab for one picture; returns its picture and its labels."
     predictor = answers.predictor
     with gr.Row():
-        image = gr.Image(label="Picture", sources=["upload", "clipboard", "webcam"], type="filepath", height=320)
+        image = gr.Image(label="Picture", sources=["upload", "clipboard", "webcam"], type="filepath",
+                         height=320)
         with gr.Column():
             labels = gr.Label(label="It looks like", num_top_classes=answers.k)
             note = gr.Markdown(elem_id="note")
-    examples = sorted(path for path in (HERE / "examples").glob("*.png") if path.stem in predictor.vocab)
-    if examples: gr.Examples([str(path) for path in examples], image, label="Or try one of these")
+    pictures = sorted((HERE / "examples").glob("*.png"))
+    examples = [str(path) for path in pictures if path.stem in predictor.vocab]
+    if examples: gr.Examples(examples, image, label="Or try one of these")
     with gr.Row():
         shown = {"interactive": False, "height": 340, "buttons": []}
-        seen = gr.Image(label=f"It sees {predictor.sz} x {predictor.sz} pixels", elem_id="seen", **shown)
+        seen = gr.Image(label=f"It sees {predictor.sz} x {predictor.sz} pixels", elem_id="seen",
+                        **shown)
         heat = gr.Image(label="Why: where it sees it", elem_id="why", **shown)
     choice = gr.Radio(choices=[], label="Why not another class? Show where it sees ... (Grad-CAM)",
                       elem_id="choice", visible=False)
@@ -287,12 +298,13 @@ def one_picture(answers):
 
 def many_pictures(answers):
     "The tab for many pictures; returns its files and its table."
-    files = gr.File(label=f"Up to {MAX_FILES} pictures", file_count="multiple", height=160, elem_id="files")
-    table = gr.Dataframe(headers=HEADERS, label="Labels and their probabilities", interactive=False, wrap=True,
-                         column_widths=["27%", "28%", "17%", "28%"])
+    files = gr.File(label=f"Up to {MAX_FILES} pictures", file_count="multiple", height=160,
+                    elem_id="files")
+    table = gr.Dataframe(headers=HEADERS, label="Labels and their probabilities", interactive=False,
+                         wrap=True, column_widths=["27%", "28%", "17%", "28%"])
     download = gr.DownloadButton("Download as CSV", interactive=False, variant="primary")
-    shown = gr.Gallery(label="Pictures", columns=6, fit_columns=False, object_fit="contain", height="auto",
-                       elem_id="shown")
+    shown = gr.Gallery(label="Pictures", columns=6, fit_columns=False, object_fit="contain",
+                       height="auto", elem_id="shown")
     files.change(answers.show_many, files, [table, shown, download], **PRIVATE)
     return files, table
 
@@ -300,7 +312,9 @@ def many_pictures(answers):
 # ---- the server ----
 
 def to_cache(content, name):
-    "The path of a file with these bytes in Gradio's cache. One that is there stays as it is: somebody may be loading it."
+    """The path of a file with these bytes in Gradio's cache.
+
+    One that is there stays as it is: somebody may be loading it."""
     path = Path(get_upload_folder()) / hashlib.sha256(content).hexdigest() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     try: os.utime(path)                 # and is kept for its time again
@@ -334,7 +348,9 @@ def sweep():
 
 
 async def refuse_url(url, cache_dir):
-    "In the place of Gradio's download of an address that a client sends, which is read whole, however long it is."
+    """In the place of Gradio's download of an address that a client sends.
+
+    That reads the whole answer, however long it is."""
     raise gr.Error("Send the picture itself, not its address.", print_exception=False)
 
 
@@ -362,10 +378,12 @@ def main(args=None):
         quiet_imports()
         prepare_gradio()
         page = build(find_model(parser.parse_args(args).model))
-        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}   # none from outside
-        page.launch(theme=gr.themes.Soft(primary_hue="teal", **fonts), css=CSS, footer_links=["api", "settings"],
+        # fonts of the system: others would be loaded from outside
+        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+        theme = gr.themes.Soft(primary_hue="teal", **fonts)
+        page.launch(theme=theme, css=CSS, footer_links=["api", "settings"],
                     max_file_size=f"{MAX_MB}mb", show_error=False,
-                    state_session_capacity=256)     # sessions that Gradio remembers, 40 kB each; by default 10,000
+                    state_session_capacity=256)     # sessions of 40 kB each; by default 10,000
 
 
 if __name__ == "__main__": main()

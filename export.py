@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make one learner file of a finished run, and a Space that shows it: python export.py runs/cifar100/RUN"""
+"""One learner file of a finished run, and a Space that shows it: python export.py runs/cifar100/RUN"""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from sifar.log import command, log, log_to_screen, quiet_imports
 
 @dataclass
 class ExportConfig:
-    """Write the learner.pkl and the model.json of a finished run into its folder, checked, and what else is named."""
+    """Write the learner.pkl and the model.json of a finished run into its folder, and what else is named."""
     run: Positional[Path | None] = None
     "run folder; else the run that was finished last"
     onnx: bool = False

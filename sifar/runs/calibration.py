@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: calibration error, and the temperature that makes it smaller."""
+"""Whether probabilities mean what they say: calibration error, and the temperature that lessens it."""
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
@@ -11,7 +11,8 @@ def reliability(probs, targs, bins=15):
 
     They have one value for each bin of confidence that holds images."""
     confidence, right = probs.max(1), probs.argmax(1) == targs
-    in_bin = np.minimum((confidence * bins).astype(int), bins - 1)      # a confidence of 1 belongs to the last bin
+    # a confidence of 1 belongs to the last bin
+    in_bin = np.minimum((confidence * bins).astype(int), bins - 1)
     n = np.bincount(in_bin, minlength=bins)
     used = n > 0
     mean_confidence = np.bincount(in_bin, confidence, bins)[used] / n[used]

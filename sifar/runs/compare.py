@@ -1,4 +1,4 @@
-"""Runs beside each other: the settings that differ, results, curves, and the mean of those that differ in seed alone.
+"""Runs beside each other: settings that differ, results, curves, and the mean over seeds.
 
     python -m sifar.compare [RUN...]        # by default all runs below runs/"""
 import argparse
@@ -27,7 +27,8 @@ def read_run(path):
     if not history and not metrics: raise UserError(f"{path} has nothing to compare yet.")
     settings = {k: v for k, v in asdict(run.settings).items() if k not in ASIDE}
     settings["dataset"] = Path(settings["dataset"]).name
-    return {"path": run.path, "settings": settings, "data": run.fingerprint, "history": history, "metrics": metrics}
+    return {"path": run.path, "settings": settings, "data": run.fingerprint,
+            "history": history, "metrics": metrics}
 
 
 def read_runs(paths):
@@ -42,10 +43,11 @@ def read_runs(paths):
 # ---- the table ----
 
 def table(runs):
-    "The lines of a table of `runs`; columns that have no room in the width of the terminal go below the others."
+    "The lines of a table of `runs`; columns for which the terminal is too narrow go below the others."
     import pandas as pd
     keys = differing(runs)
-    rows = {label(run, runs): {k: str(run["settings"][k]) for k in keys} | result(run) for run in runs}
+    rows = {}
+    for run in runs: rows[label(run, runs)] = {k: str(run["settings"][k]) for k in keys} | result(run)
     frame = pd.DataFrame.from_dict(rows, orient="index")
     return frame.to_string(line_width=console.width, max_colwidth=None).splitlines()
 
@@ -92,17 +94,19 @@ def means(runs):
 
 
 def mean_line(runs):
-    """Mean and standard deviation of the test top-1 of `runs`, or of valid where there is no test set.
+    """Mean and standard deviation of the test top-1 of `runs`, or without a test set of valid.
 
     None where they have no two seeds, or no figures."""
-    by_seed = {run["settings"]["seed"]: run["metrics"] for run in runs}         # so that a copy of a run counts once
+    # a copy of a run counts once
+    by_seed = {run["settings"]["seed"]: run["metrics"] for run in runs}
     metrics = list(by_seed.values())
     split = "test" if all(found["test"] for found in metrics) else "valid"
     if len(metrics) < 2 or not all(found[split] for found in metrics): return None
     top1 = [100 * found[split]["top1"] for found in metrics]
     settings, seeds = runs[0]["settings"], ", ".join(map(str, by_seed))
-    return (f"{settings['arch']} on {settings['dataset']}: {split} top-1 {statistics.mean(top1):.2f} "
-            f"± {statistics.stdev(top1):.2f} % (n = {len(top1)}, seeds {seeds})")
+    return (f"{settings['arch']} on {settings['dataset']}: {split} "
+            f"top-1 {statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} % "
+            f"(n = {len(top1)}, seeds {seeds})")
 
 
 # ---- the curves ----
@@ -114,7 +118,8 @@ def write_curves(runs, path):
     if valid: key, scale, title, unit = "top1", 100, "Accuracy on valid", "top-1, %"
     else: key, scale, title, unit = "train_loss", 1, "Loss in training, label-smoothed", "loss"
     without = [label(run, runs) for run in runs if all(row[key] is None for row in run["history"])]
-    if without: log.info("Not among the curves, as they have no %s: %s", title.lower(), ", ".join(without))
+    if without:
+        log.info("Not among the curves, as they have no %s: %s", title.lower(), ", ".join(without))
     lines = {label(run, runs): column(run["history"], key, scale) for run in runs}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, curves(lines, title, "epoch", unit))
@@ -132,9 +137,10 @@ def main(args=None):
         quiet_imports()
         log_to_screen()
         args = parser.parse_args(args)
-        named = {path.resolve(): path for path in args.runs}            # a run that is named twice is one
+        named = {path.resolve(): path for path in args.runs}        # a run that is named twice is one
         runs = read_runs(list(named.values()) or find_runs())
-        if not runs: raise UserError("There is no run to compare: name run folders, or train some first.")
+        if not runs:
+            raise UserError("There is no run to compare: name run folders, or train some first.")
         for line in (*table(runs), *means(runs)): log.info("%s", line)
         write_curves(runs, args.plot)
         log.info("The curves are in %s", args.plot)

@@ -15,7 +15,8 @@ from ..training.callbacks import RunLog, SaveBest, fingerprint, load_weights
 from ..training.learner import get_learner
 from .run import Run, last_checkpoint
 
-# What torch.load raises for files that are cut off, have wrong bytes, or are something else: of 5,000 mutated ones.
+# What torch.load raises for files that are cut off, have wrong bytes, or are something else:
+# found with 5,000 files that were changed at random.
 NO_CHECKPOINT = (pickle.UnpicklingError, BadZipFile, EOFError, RuntimeError, ValueError, struct.error,
                  IndexError, KeyError, AttributeError, TypeError, AssertionError)
 # What load_state_dict of torch and of fastai raises for the state of another model or optimizer.
@@ -25,7 +26,9 @@ NO_FIT = RuntimeError, ValueError, KeyError, AttributeError, TypeError, Assertio
 # ---- to go on ----
 
 def resume(learn, cbs):
-    "Set `learn` and `cbs` to the state in models/last.pth; returns the number of epochs done. Errors: UserError."
+    """Set `learn` and `cbs` to the state in models/last.pth; returns the number of epochs done.
+
+    Errors: UserError."""
     state = last_state(learn.path)
     check_data(learn.path, learn.dls.data, state["data"])
     fill(learn.model, state["model"], learn.path)
@@ -47,13 +50,15 @@ def check_data(run, data, known):
     "Raise a UserError where `data` is not what `known`, the fingerprint of the data of `run`, says."
     now = fingerprint(data)
     if any(now.get(k) != v for k, v in known.items()):
-        raise UserError(f"{run} was trained on other data: its classes, numbers of images or pixels differ.")
+        raise UserError(f"{run} was trained on other data: "
+                        "its classes, numbers of images or pixels differ.")
 
 
 def last_state(run):
     "The dictionary in models/last.pth, checked: see SaveLast for what is in it. Errors: UserError."
     path = last_checkpoint(run)
-    try: state = torch.load(path, map_location="cpu", weights_only=True)        # which runs no code of the file
+    # weights_only: no code of the file is run
+    try: state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing: this run cannot go on, start a new one.") from e
     except NO_CHECKPOINT as e: raise damaged(run, e) from e
@@ -68,10 +73,11 @@ def check_state(state):
     for k, kind in kinds.items():
         if not isinstance(state.get(k), kind): return f"{k} is no {kind.__name__}"
     if "best" not in state: return "it has no best"
-    if "ema" in state and not (isinstance(state["ema"], dict) and "model" in state["ema"]): return "its ema has no model"
+    ema = state.get("ema", {"model": {}})                   # there with --ema alone
+    if not isinstance(ema, dict) or "model" not in ema: return "its ema has no model"
     if state["epoch"] != len(state["history"]): return "epochs and history differ"
     for row in state["history"]:
-        if not isinstance(row, dict) or set(row) != set(RunLog.columns): return "its history has other columns"
+        if not isinstance(row, dict) or set(row) != set(RunLog.columns): return "other columns in its history"
     return None
 
 
@@ -82,17 +88,18 @@ def read_best(state, run):
 
 
 def fill(target, state, run):
-    "Load a part of models/last.pth into a model or an optimizer. Errors: UserError where it does not fit."
+    "Load a part of models/last.pth into a model or an optimizer. Errors: UserError."
     try: target.load_state_dict(state)
     except NO_FIT as e: raise damaged(run, e) from e
 
 
 def damaged(run, why):
-    return UserError(f"{last_checkpoint(run)} is damaged ({one_line(why)}): this run cannot go on, start a new one.")
+    return UserError(f"{last_checkpoint(run)} is damaged ({one_line(why)}): "
+                     "this run cannot go on, start a new one.")
 
 
 def check_best(run, state):
-    "Refuse a run whose models/last.pth says that weights were chosen on valid, where these are not there."
+    "Refuse a run whose models/last.pth says that weights were chosen on valid, if these are missing."
     best = last_checkpoint(run).with_name("best.pth")
     if state["epoch"] and state["best"] is not None and not best.exists():
         raise UserError(f"{best} is missing: the weights that were chosen on valid are lost.")
@@ -101,9 +108,9 @@ def check_best(run, state):
 # ---- to be used ----
 
 def load_run(path, images=True):
-    """The Learner of a run folder, finished or archived, with its data and the weights that its metrics.json is about.
+    """The Learner of a run folder, finished or archived, with its data and the weights that count.
 
-    images: without them, noise stands in for the data set, which need not be there, and all is on the CPU.
+    images: without them, noise stands in for the data set, which may be missing, and all is on the CPU.
     Errors: UserError."""
     return load_chosen(new_learner(Run(path), images))
 
@@ -119,9 +126,11 @@ def new_learner(run, images=True):
 
 
 def load_chosen(learn):
-    "`learn` with the weights that count: of the epoch that was chosen on valid, or else the last. Errors: UserError."
+    """`learn` with the weights that metrics.json is about: chosen on valid, or else the last.
+
+    Errors: UserError."""
     models = learn.path / "models"
-    archive = learn.path / "model.safetensors"              # an archived run has these weights and no models/
+    archive = learn.path / "model.safetensors"              # what an archived run has instead of models/
     if (models / "best.pth").exists(): load_weights(learn, "best")
     elif not models.exists() and archive.exists(): load_safetensors(learn.model, archive)
     else: load_last(learn, check_best)
@@ -132,14 +141,15 @@ def load_safetensors(model, path):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     try: model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as e: raise UserError(f"{path} is damaged ({one_line(e)}).") from e
+    except (SafetensorError, RuntimeError) as e:
+        raise UserError(f"{path} is damaged ({one_line(e)}).") from e
 
 
 def load_last(learn, check=noop):
     "`learn` with the last weights, after `check(run, state)`. Errors: UserError."
     state = last_state(learn.path)
     check(learn.path, state)
-    average = state.get("ema")                              # EMA's, which counts instead of the weights themselves
+    average = state.get("ema")              # counts instead of the weights themselves
     fill(learn.model, average["model"] if average else state["model"], learn.path)
     return learn
 

@@ -22,12 +22,12 @@ from .calibration import calibration_error, fit_temperature, reliability, with_t
 from .run import Run, attempt, column, newest_run, write_metrics
 
 FEW_CLASSES = 30            # so many fit into a matrix that can be read
-PAIRS, THUMBNAIL = 20, 64   # the pairs of classes that are shown; the side of their pictures in pixels
+PAIRS, THUMBNAIL = 20, 64   # pairs of classes that are shown; the side of their pictures in pixels
 WORST = 24                  # images that are shown as top losses
 
 
 class Predictions:
-    """What a learner says of one of its data sets: rows of the images, probs (n,c), targs (n,), losses (n,), preds (n,).
+    """What a learner says of one data set: rows of its images, probs (n,c), targs, losses and preds (n,).
 
     split: train, valid or test."""
 
@@ -35,7 +35,8 @@ class Predictions:
         ds_idx = ("train", "valid", "test").index(split)
         with learn.no_bar(): probs, targs, losses = learn.get_preds(ds_idx, with_loss=True)
         self.rows = getattr(learn.dls.data, split)
-        self.probs, self.targs, self.losses = probs.numpy().astype(np.float64), targs.numpy(), losses.numpy()
+        self.probs = probs.numpy().astype(np.float64)
+        self.targs, self.losses = targs.numpy(), losses.numpy()
         self.preds = self.probs.argmax(1)
 
     def metrics(self):
@@ -52,13 +53,14 @@ class Predictions:
 
 def evaluate(learn):
     "The Predictions of the valid and of the test set by name; those that are empty are left out."
-    return {split: Predictions(learn, split) for split in ("valid", "test") if len(getattr(learn.dls.data, split))}
+    data = learn.dls.data
+    return {split: Predictions(learn, split) for split in ("valid", "test") if len(getattr(data, split))}
 
 
 def write_report(learn, cfg, history, notes=(), chosen=True):
-    """Evaluate `learn`, the weights that count; write metrics.json and report.html into its folder; log the results.
+    """Evaluate `learn`, the weights that count: write metrics.json and report.html, and log the results.
 
-    notes: what is wrong with the run, such as that it is not finished: such a run gets no metrics.json.
+    notes: what is wrong with the run, such as that it is not finished; it then gets no metrics.json.
     chosen: whether these weights were chosen, and are not just the last."""
     found = evaluate(learn)
     metrics = get_metrics(learn, cfg, history, found, chosen)
@@ -93,7 +95,8 @@ def get_metrics(learn, cfg, history, found, chosen):
         "epochs": len(history),
         "seed": cfg.seed,
         "seconds": round(sum(row["seconds"] for row in history), 1),
-        "images_per_second": round(harmonic_mean(speeds), 1) if speeds else 0.0,    # all images in all the time
+        # all images in all the time
+        "images_per_second": round(harmonic_mean(speeds), 1) if speeds else 0.0,
         "images": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
     }
 
@@ -105,8 +108,8 @@ def duration(seconds): return timedelta(seconds=round(seconds))
 
 def template(name):
     "A template of this folder, in which whatever is put is escaped as text of HTML."
-    env = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-                      trim_blocks=True, lstrip_blocks=True)
+    env = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
+                      undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters["b64"] = lambda png: base64.b64encode(png).decode()
     return env.get_template(name)
 
@@ -114,7 +117,7 @@ def template(name):
 def write_page(run, history, notes=(), metrics=None, data=None, found=None):
     """Write report.html with all its pictures in it into the folder of `run`, a Run.
 
-    Without data and found, which are the Predictions by split, it has just what metrics and history say."""
+    Without data and found, the Predictions by split, it has just what metrics and history say."""
     cfg = run.settings
     text = template("report.html.j2").render(
         title=f"{cfg.arch} on {Path(cfg.dataset).name}",
@@ -128,7 +131,7 @@ def write_page(run, history, notes=(), metrics=None, data=None, found=None):
 
 
 def without_parents(text, *paths):
-    "`text` with these paths by their last name alone: a page to be shared tells of no folder of this machine."
+    "`text` with these paths by their last name alone, as a page to be shared names no folder of ours."
     shorter = {}
     for path in paths:
         for known in (Path(path), Path(path).resolve()):
@@ -159,10 +162,12 @@ def training(history):
     loss = {"train": column(history, "train_loss"), "valid": column(history, "valid_loss")}
     accuracy = {"top-1": column(history, "top1", 100), "top-5": column(history, "top5", 100)}
     pngs = [curves(loss, "Loss, label-smoothed", "epoch", "loss")]
-    if history[0]["top1"] is not None: pngs.append(curves(accuracy, "Accuracy on valid", "epoch", "%"))
+    if history[0]["top1"] is not None:
+        pngs.append(curves(accuracy, "Accuracy on valid", "epoch", "%"))
     return [
         *pngs,
-        curves({"lr": column(history, "lr")}, "Learning rate at the end of each epoch; momentum stays at 0.9",
+        curves({"lr": column(history, "lr")},
+               "Learning rate at the end of each epoch; momentum stays at 0.9",
                "epoch", "lr", ylim=(0, None)),
         curves({"seconds": column(history, "seconds")}, "Time of each epoch, with its validation",
                "epoch", "seconds", ylim=(0, None)),
@@ -180,7 +185,9 @@ def sections(data, found):
 
 
 def calibration(found, split):
-    "Reliability on `split`, before and after a temperature that was fitted on valid: a text and the PNG of the curves."
+    """Reliability on `split`, before and after a temperature that was fitted on valid.
+
+    A text and the PNG of the curves."""
     pred, valid = found[split], found.get("valid")
     lines = {"ideal": ([0, 100], [0, 100]), **reliability_line("as it is", pred.probs, pred.targs)}
     if not valid: text = "There is no validation set to fit a temperature on."
@@ -190,14 +197,17 @@ def calibration(found, split):
         t = fit_temperature(valid.probs, valid.targs)
         text = f"A temperature of {t:.2f}, fitted on valid, divides the logits"
         text += ", and is shown on the images that it was fitted on." if split == "valid" else "."
-        lines |= reliability_line(f"at temperature {t:.2f}", with_temperature(pred.probs, t), pred.targs)
-    curve = curves(lines, f"Reliability on {split}", "confidence, %", "right, %", xlim=(0, 102), ylim=(0, 102))
+        probs = with_temperature(pred.probs, t)
+        lines |= reliability_line(f"at temperature {t:.2f}", probs, pred.targs)
+    limits = {"xlim": (0, 102), "ylim": (0, 102)}
+    curve = curves(lines, f"Reliability on {split}", "confidence, %", "right, %", **limits)
     return {"text": text, "curve": curve}
 
 
 def reliability_line(name, probs, targs):
     confidence, accuracy, _ = reliability(probs, targs)
-    return {f"{name}: ECE {100 * calibration_error(probs, targs):.2f} %": (100 * confidence, 100 * accuracy)}
+    ece = calibration_error(probs, targs)
+    return {f"{name}: ECE {100 * ece:.2f} %": (100 * confidence, 100 * accuracy)}
 
 
 def superclasses(data):
@@ -218,13 +228,14 @@ def classes(data, pred, split):
 
 def accuracy_bars(names, targs, preds, title):
     there = np.unique(targs)
-    return bars([names[c] for c in there], [(preds[targs == c] == c).mean() for c in there], title, "right, %")
+    accuracy = [(preds[targs == c] == c).mean() for c in there]
+    return bars([names[c] for c in there], accuracy, title, "right, %")
 
 
 def confusion(data, pred, split):
-    """The matrix of the superclasses, or of the classes where they are few, as PNG; and the pairs that are mistaken most.
+    """The matrix of the superclasses or of few classes as PNG, and the pairs that are mistaken most.
 
-    A pair: the names true and pred, n images, and the PNGs of some."""
+    A pair: the class names true and pred, the number n of its images, and the PNGs of some."""
     n, png = len(data.vocab), None
     if data.superclasses:
         names, of = superclasses(data)
@@ -234,16 +245,16 @@ def confusion(data, pred, split):
         png = matrix(counts(pred.targs, pred.preds, n), data.vocab, f"Classes, % of each row, {split}")
     wrong = counts(pred.targs, pred.preds, n)
     np.fill_diagonal(wrong, 0)
-    most = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
-    pairs = [get_pair(data, pred, *divmod(int(i), n), int(wrong.flat[i])) for i in most if wrong.flat[i]]
+    most = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]         # of the flat matrix
+    pairs = [get_pair(data, pred, *divmod(int(i), n)) for i in most if wrong.flat[i]]
     return {"matrix": png, "pairs": pairs}
 
 
-def get_pair(data, pred, c, d, n):
-    "What the page says of the `n` images of class `c` that were taken for class `d`."
-    rows = pred.rows[(pred.targs == c) & (pred.preds == d)][:3]
-    pictures = [thumbnail(data.images[row]) for row in rows]
-    return {"true": data.vocab[c], "pred": data.vocab[d], "n": n, "pictures": pictures}
+def get_pair(data, pred, c, d):
+    "What the page says of the images of class `c` that were taken for class `d`."
+    rows = pred.rows[(pred.targs == c) & (pred.preds == d)]
+    pictures = [thumbnail(data.images[row]) for row in rows[:3]]
+    return {"true": data.vocab[c], "pred": data.vocab[d], "n": len(rows), "pictures": pictures}
 
 
 def counts(true, pred, n):
@@ -263,7 +274,8 @@ def hardest(data, pred):
     "The PNG of the images whose own class the model finds least likely."
     own = pred.probs[np.arange(len(pred.targs)), pred.targs]
     worst = np.argsort(own, kind="stable")[:WORST]
-    return sheet(data.images[pred.rows[worst]], [hard_label(data.vocab, pred, i) for i in worst], columns=6)
+    labels = [hard_label(data.vocab, pred, i) for i in worst]
+    return sheet(data.images[pred.rows[worst]], labels, columns=6)
 
 
 def hard_label(vocab, pred, i):
@@ -275,10 +287,12 @@ def hard_label(vocab, pred, i):
 
 def settings(about):
     "The commands, settings and versions of a run; its paths by their last name alone."
-    own = {k: v for k, v in about["settings"].items() if v is not None and k not in ("resume", "dry_run")}
+    own = {k: v for k, v in about["settings"].items() if v is not None}
+    for k in ("resume", "dry_run"): own.pop(k, None)
     for k in ("data", "runs", "dataset"):
         if k in own: own[k] = Path(own[k]).name
-    versions = {**about.get("versions", {}), "device": about.get("device"), "git commit": about.get("git_commit")}
+    versions = {**about.get("versions", {}),
+                "device": about.get("device"), "git commit": about.get("git_commit")}
     return {
         "commands": [without_folders(line) for line in about.get("commands", [])],
         "settings": [(k, str(v)) for k, v in own.items()],
@@ -290,8 +304,9 @@ def settings(about):
 
 def main(args=None):
     parser = argparse.ArgumentParser(prog="python -m sifar.report",
-                                     description="Evaluate a run again; write its metrics.json and report.html.")
-    parser.add_argument("run", type=Path, nargs="?", help="run folder, by default the one that was finished last")
+                                     description="Evaluate a run again: metrics.json and report.html.")
+    parser.add_argument("run", type=Path, nargs="?",
+                        help="run folder, by default the one that was finished last")
     with one_line_errors():
         quiet_imports()
         log_to_screen()

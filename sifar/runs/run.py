@@ -24,15 +24,17 @@ from ..files import write_file
 from ..log import command, log, log_to_file
 
 PACKAGES = "torch", "torchvision", "fastai", "albumentations", "timm", "numpy"
-LEFTOVERS = ".lock", "training_log.txt", "config.json", "lr_find.csv", "lr_find.png"    # before the first checkpoint
-ALWAYS = "train_loss", "lr", "seconds", "images_per_second"         # columns of history.csv that have a value
-ON_VALID = "valid_loss", "top1", "top5"                             # and those that are empty without valid
+# what a run has before its first checkpoint
+LEFTOVERS = ".lock", "training_log.txt", "config.json", "lr_find.csv", "lr_find.png"
+# columns of history.csv: those that have a value, and those that are empty without valid
+ALWAYS = "train_loss", "lr", "seconds", "images_per_second"
+ON_VALID = "valid_loss", "top1", "top5"
 
 
 # ---- what a run folder says ----
 
 class Run:
-    """The run folder `path`: its `settings` (a TrainConfig), `about` (all of config.json), history and metrics.
+    """The run folder `path`: its `settings`, a TrainConfig, `about`, all of config.json, history and metrics.
 
     Each file is checked as it is read. Errors: UserError, for what is missing or damaged."""
 
@@ -50,7 +52,8 @@ class Run:
     @property
     def config(self): return self.path / "config.json"
 
-    def damaged(self, e): return UserError(f"{self.config} is damaged ({e}): the run cannot be used.")
+    def damaged(self, e):
+        return UserError(f"{self.config} is damaged ({e}): the run cannot be used.")
 
     @property
     def archived(self): return not (self.path / "models").exists()
@@ -85,7 +88,8 @@ class Run:
             metrics = json.loads(path.read_text())
             check_metrics(metrics)
         except FileNotFoundError: return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as e:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError,
+                RecursionError) as e:
             again = f"write it anew by python -m sifar.report {self.path}"
             raise UserError(f"{path} is damaged ({e}): {again}") from e
         return metrics
@@ -97,7 +101,7 @@ def read_settings(run):
 
 
 def parse_settings(saved):
-    "The TrainConfig of the settings in config.json; those that no longer exist are left out. Errors: ValueError."
+    "The TrainConfig of the settings in config.json, without those of older versions. Errors: ValueError."
     hints = get_type_hints(TrainConfig)
     known = {k: v for k, v in saved.items() if k in hints}
     for k, v in known.items():
@@ -106,7 +110,7 @@ def parse_settings(saved):
 
 
 def fits(value, hint):
-    "Whether `value` is of the type that `hint` names: a class, Literal or union; whole numbers are floats too."
+    "Whether `value` has the type that `hint` names: class, Literal or union; whole numbers are floats too."
     if isinstance(hint, UnionType) or get_origin(hint) is Union:
         return any(fits(value, one) for one in get_args(hint))
     if get_origin(hint) is Literal: return value in get_args(hint)
@@ -115,14 +119,16 @@ def fits(value, hint):
 
 
 def check_about(about):
-    "Raise a ValueError, KeyError or TypeError where `about`, read from config.json, has other parts than it should."
+    """Check the dictionary that was read from config.json.
+
+    Errors: ValueError, KeyError or TypeError, where it has other parts than it should."""
     check_type("it", about, dict)
     check_type("settings", about["settings"], dict)
     check_type("versions", about.get("versions", {}), dict)
     check_type("commands", about.get("commands", []), list)
     for line in about.get("commands", []):
         check_type("a command", line, str)
-        shlex.split(line)                               # ValueError for a quotation mark without its partner
+        shlex.split(line)                           # ValueError for a quotation mark that is alone
     check_type("data", about.get("data", {}), dict)
     check_type("fingerprint", about.get("data", {}).get("fingerprint", {}), dict)
 
@@ -132,7 +138,8 @@ def check_data_facts(data):
     check_names("vocab", data["vocab"])
     if data["superclasses"] is not None:
         check_names("superclasses", data["superclasses"])
-        if len(data["superclasses"]) != len(data["vocab"]): raise ValueError("superclasses and classes differ in number")
+        if len(data["superclasses"]) != len(data["vocab"]):
+            raise ValueError("superclasses and classes differ in number")
     mean, std = data["stats"]
     for figure in (*mean, *std): check_type("a mean or std", figure, (int, float))
     if not len(mean) == len(std) == 3: raise ValueError("stats are not those of three channels")
@@ -148,21 +155,28 @@ def check_type(name, value, kind):
 
 
 def parse_row(text):
-    "A row of history.csv as numbers, None for what is empty. Errors: ValueError, TypeError, KeyError, OverflowError."
+    """A row of history.csv as numbers, None for what is empty.
+
+    Errors: ValueError, TypeError, KeyError, OverflowError."""
     row: dict = {k: None if v == "" else float(v) for k, v in text.items()}
     row["epoch"] = int(row["epoch"])
-    if any(row[k] is None for k in ALWAYS) or not set(ON_VALID) <= set(row): raise ValueError("a value is missing")
-    if not all(v is None or math.isfinite(v) for v in row.values()): raise ValueError("a value is no number")
+    if any(row[k] is None for k in ALWAYS) or not set(ON_VALID) <= set(row):
+        raise ValueError("a value is missing")
+    if not all(v is None or math.isfinite(v) for v in row.values()):
+        raise ValueError("a value is no number")
     return row
 
 
 def column(history, key, scale=1):
     "The epochs, and the values of a column of the history; an epoch without one has None."
-    return [row["epoch"] for row in history], [None if row[key] is None else scale * row[key] for row in history]
+    values = [None if row[key] is None else scale * row[key] for row in history]
+    return [row["epoch"] for row in history], values
 
 
 def check_metrics(metrics):
-    "Raise a ValueError, TypeError, KeyError or AttributeError where `metrics` has not all that a report says."
+    """Check what a report says.
+
+    Errors: ValueError, TypeError, KeyError or AttributeError, where it is missing or no number."""
     figures = [metrics[k] for k in ("parameters", "epochs", "seconds", "images_per_second", "seed")]
     figures += metrics["images"].values()
     for split in ("valid", "test"):
@@ -171,7 +185,8 @@ def check_metrics(metrics):
         figures.append(metrics[split].get("ece", 0.0))          # runs of before version 0.1 have none
     if metrics["best_epoch"] is not None: figures.append(metrics["best_epoch"])
     for figure in figures:
-        if not isinstance(figure, (int, float)) or not math.isfinite(figure): raise ValueError("a value is no number")
+        if not isinstance(figure, (int, float)) or not math.isfinite(figure):
+            raise ValueError("a value is no number")
 
 
 def attempt(notes, *fs):
@@ -193,11 +208,13 @@ def find_runs(runs="runs"):
 
 
 def newest_run(runs="runs"):
-    "The path of the run in the folder `runs` that was finished last. Errors: UserError where there is none."
+    "The path of the run in the folder `runs` that was finished last. Errors: UserError for none."
     # by the history, as a new report of an old run writes its metrics.json anew
-    done = [path for path in Path(runs).glob("*/*/history.csv") if path.with_name("metrics.json").is_file()]
+    paths = Path(runs).glob("*/*/history.csv")
+    done = [path for path in paths if path.with_name("metrics.json").is_file()]
     if not done:
-        raise UserError(f"{runs} holds no finished run: train one with python train.py, or name a run folder.")
+        raise UserError(f"{runs} holds no finished run: "
+                        "train one with python train.py, or name a run folder.")
     return max(done, key=lambda path: path.stat().st_mtime).parent
 
 
@@ -211,14 +228,17 @@ def run_path(cfg):
 
 
 def check_free(run):
-    "Raise a UserError where the folder `run` is there, unless a run left it that was killed before its first checkpoint."
+    """Raise a UserError where the folder `run` is there.
+
+    It may be, if it is of a run that was killed before its first checkpoint."""
     if not run.exists() or (run / ".lock").exists() and only_leftovers(run): return
     go_on = f", or go on with it by --resume {run}" if last_checkpoint(run).exists() else ""
     raise UserError(f"{run} is there already: choose another --name{go_on}.")
 
 
 def only_leftovers(run):
-    return all(path.name in LEFTOVERS or path.suffix == ".tmp" for path in run.rglob("*") if path.is_file())
+    files = [path for path in run.rglob("*") if path.is_file()]
+    return all(path.name in LEFTOVERS or path.suffix == ".tmp" for path in files)
 
 
 def new_folder(cfg):
@@ -226,7 +246,7 @@ def new_folder(cfg):
     first = run_path(cfg)
     if cfg.name: check_free(first)
     for run in (first, *(first.with_name(f"{first.name}-{i}") for i in range(2, 100))):
-        with suppress(FileExistsError):             # without a name: two that start in the same second
+        with suppress(FileExistsError):             # of one that started in the same second
             run.mkdir(parents=True, exist_ok=bool(cfg.name))
             return run
     raise UserError(f"{first.parent} takes no new run: name one by --name.")
@@ -259,7 +279,8 @@ def open_run(cfg):
         with name_batch_size(cfg): yield run
     except Exception as e:
         # into the file only: the command itself prints it
-        if text := explain(e): handler.emit(logging.LogRecord("sifar", logging.ERROR, "", 0, text, None, None))
+        if text := explain(e):
+            handler.emit(logging.LogRecord("sifar", logging.ERROR, "", 0, text, None, None))
         raise
     except (KeyboardInterrupt, SystemExit):
         if last_checkpoint(run).exists() and not cfg.dry_run:
@@ -270,15 +291,19 @@ def open_run(cfg):
         log.removeHandler(handler)
         handler.close()
         lock.release()
-        if not cfg.resume and not last_checkpoint(run).exists(): shutil.rmtree(run, ignore_errors=True)
+        trained = cfg.resume or last_checkpoint(run).exists()
+        if not trained: shutil.rmtree(run, ignore_errors=True)
 
 
 def get_lock(run):
-    "The lock of a run folder, held; the system frees it however this process ends. Errors: UserError where it is taken."
+    """The lock of a run folder, held; the system frees it however this process ends.
+
+    Errors: UserError where it is taken."""
     lock = FileLock(run / ".lock", blocking=False)
     try: lock.acquire()
     except Timeout as e:
-        raise UserError(f"{run} is in use by another training: wait for that one, or stop it first.") from e
+        raise UserError(f"{run} is in use by another training: "
+                        "wait for that one, or stop it first.") from e
     return lock
 
 
@@ -287,19 +312,21 @@ def say_start(run, cfg):
     if not cfg.resume: return
     before = read_settings(run).epochs
     if cfg.epochs > before:
-        log.info("%d epochs instead of %d: from here on learning rate and --sizes follow the longer schedule",
+        log.info("%d epochs instead of %d: "
+                 "from here on learning rate and --sizes follow the longer schedule",
                  cfg.epochs, before)
 
 
 def describe_run(run, cfg, learn):
-    "Write config.json: all settings, the commands so far, versions, git commit and machine; and log what is trained."
+    "Write config.json: settings, commands, versions, commit and machine; and log what is trained."
     earlier = Run(run).about.get("commands", []) if cfg.resume else []
     about = get_about(cfg, learn, [*earlier, shlex.join(["python", *sys.argv])])
     write_file(Path(run) / "config.json", json.dumps(about, indent=2) + "\n")
 
     data, parameters = learn.dls.data, sum(p.numel() for p in learn.model.parameters())
     images = [f"{len(rows):,}" for rows in (data.train, data.valid, data.test)]
-    log.info("%s: %s train, %s valid, %s test images of %d classes", cfg.dataset, *images, len(data.vocab))
+    log.info("%s: %s train, %s valid, %s test images of %d classes",
+             cfg.dataset, *images, len(data.vocab))
     log.info("%s: %s parameters; %s, %s; batches of %d",
              cfg.arch, f"{parameters:,}", learn.dls.device, about["precision"], learn.dls.train.bs)
     last = parse_sizes(cfg.sizes)[-1] if cfg.sizes else cfg.sz
@@ -311,7 +338,7 @@ def describe_run(run, cfg, learn):
 def get_about(cfg, learn, commands):
     """The dictionary of config.json.
 
-    Precision, lr and wd are kept as they were chosen here, so that a run which goes on elsewhere stays the same run."""
+    Precision, lr and wd are kept as they were chosen here: a run may go on elsewhere."""
     import torch
 
     from ..training.callbacks import fingerprint
@@ -322,7 +349,8 @@ def get_about(cfg, learn, commands):
     short = next(k for k, v in DTYPES.items() if v == dtype)
     gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return {
-        "settings": asdict(replace(cfg, resume=None, dry_run=False, seeds=1, precision=short, lr=lr, wd=wd)),
+        "settings": asdict(replace(cfg, resume=None, dry_run=False, seeds=1,
+                                   precision=short, lr=lr, wd=wd)),
         "commands": commands,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_commit": git_commit(),
@@ -341,9 +369,12 @@ def get_about(cfg, learn, commands):
 def git_commit():
     "The commit of this checkout, with -dirty where files of it were changed; None outside of one."
     describe = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try: done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    try:
+        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True,
+                              check=True)
     except (OSError, subprocess.CalledProcessError): return None
     return done.stdout.strip()
 
 
-def write_metrics(run, metrics): write_file(Path(run) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+def write_metrics(run, metrics):
+    write_file(Path(run) / "metrics.json", json.dumps(metrics, indent=2) + "\n")

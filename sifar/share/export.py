@@ -1,4 +1,4 @@
-"""A run as files to share: learner.pkl and the model.json that describes it, model.onnx, model.safetensors."""
+"""A run as files to share: learner.pkl with its model.json, model.onnx, model.safetensors."""
 import hashlib
 import json
 import os
@@ -23,7 +23,7 @@ from ..runs.load import load_run
 from ..runs.run import Run
 from .predictor import Predictor, get_classifier
 
-FACTS = ("parameters", "epochs", "seed", "images", "valid", "test", "commands", "versions", "git_commit")
+FACTS = "parameters", "epochs", "seed", "images", "valid", "test", "commands", "versions", "git_commit"
 TOLERANCE = 1e-5                # of a probability, between a model and what it was exported to
 STALE = 3600                    # seconds after which the folder of an export is one that was killed
 
@@ -33,8 +33,8 @@ STALE = 3600                    # seconds after which the folder of an export is
 def export_run(path):
     """Write the learner.pkl and the model.json of a finished run into its folder; returns its Learner.
 
-    The file takes its name only after a fresh process has loaded it, and given the learner's probabilities
-    on 64 images. Errors: UserError."""
+    The file takes its name only after a fresh process has loaded it, and has given the learner's own
+    probabilities on 64 images. Errors: UserError."""
     run = Run(path)
     metrics = run.metrics()
     if metrics is None:
@@ -43,7 +43,8 @@ def export_run(path):
     known = {**run.about, **metrics}
     missing = [k for k in FACTS if k not in known]
     if missing:
-        raise UserError(f"{run.config} is damaged: it does not say {', '.join(missing)}. Train the run again.")
+        raise UserError(f"{run.config} is damaged: it does not say {', '.join(missing)}. "
+                        "Train the run again.")
     learn = load_run(path, images=False)
     about = describe(learn, run.settings, {k: known[k] for k in FACTS})
     write_learner(learn, run.path / "learner.pkl", about)
@@ -51,14 +52,15 @@ def export_run(path):
 
 
 def write_learner(learn, path, about):
-    "Export `learn` to `path`, checked, and the dictionary `about` with its SHA-256 to the model.json beside it."
+    "Export `learn` to `path`, checked, and `about` with its SHA-256 to the model.json beside it."
     remove_stale(path.parent)
     images, probs = some_probs(learn)
     with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         tmp = Path(folder).resolve() / path.name
         learn.export(tmp)
         check_probs(path.name, probs, in_fresh_process(tmp, images))
-        # in this order a crash leaves files that load: a learner needs no model.json, but refuses that of another
+        # in this order a crash leaves files that load: a learner needs no model.json,
+        # but refuses that of another
         path.with_name("model.json").unlink(missing_ok=True)
         os.replace(tmp, path)
     about = {**about, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -67,7 +69,8 @@ def write_learner(learn, path, about):
 
 
 def log_written(path, how, images):
-    log.info("%s is written: %s the same probabilities on %d images (within %g)", path, how, len(images), TOLERANCE)
+    log.info("%s is written: %s the same probabilities on %d images (within %g)",
+             path, how, len(images), TOLERANCE)
 
 
 def remove_stale(folder):
@@ -86,7 +89,7 @@ def describe(learn, cfg, about):
         "size": sz,
         "mean": classifier.mean.flatten().tolist(),
         "std": classifier.std.flatten().tolist(),
-        "dataset": PureWindowsPath(cfg.dataset).name,           # the last name of paths with \ and with /
+        "dataset": PureWindowsPath(cfg.dataset).name,           # it splits at both \ and /
         "arch": cfg.arch,
         **about,
         "commands": [without_folders(line) for line in about["commands"]],
@@ -106,22 +109,25 @@ def some_images(learn, n=64):
 
 
 def some_probs(learn):
-    "Images, and the probabilities (n,c) that `learn` itself gives them in float32, by fastai's get_preds."
+    "Images, and the probabilities (n,c) that `learn` itself gives them in float32."
     images = some_images(learn)
-    dl = learn.dls.test_dl(list(images), rm_type_tfms=0)        # else fastai refuses images that are not row numbers
-    ours = [cb for cb in learn.cbs if type(cb) not in defaults.callbacks]       # such as Precision, which rounds
+    # rm_type_tfms: else fastai refuses images that are no row numbers
+    dl = learn.dls.test_dl(list(images), rm_type_tfms=0)
+    # without our callbacks, such as Precision, which rounds
+    ours = [cb for cb in learn.cbs if type(cb) not in defaults.callbacks]
     with learn.removed_cbs(ours), learn.no_bar(): probs, _ = learn.get_preds(dl=dl)
     return images, probs
 
 
 def in_fresh_process(path, images):
-    """The probabilities (n,c) that the learner file `path` gives to images in a process that knows nothing of this one.
+    """The probabilities (n,c) that the learner file `path` gives to images in a fresh process.
 
     Errors: UserError where it does not load."""
     inputs, outputs = path.with_name("images.npy"), path.with_name("probs.npy")
     np.save(inputs, images)
     code = f"import sys; from {__name__} import save_probs; save_probs(*sys.argv[1:])"
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "",
+           "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, path, inputs, outputs],
                           env=env, capture_output=True, text=True)
     if done.returncode:
@@ -138,7 +144,8 @@ def save_probs(path, images, probs):
 def check_probs(name, want, got):
     diff = (want - got).abs().max().item()
     if diff < TOLERANCE: return             # which NaN is not
-    raise UserError(f"{name} gives other probabilities than the learner (by {diff:.2g}), so it was not kept: "
+    raise UserError(f"{name} gives other probabilities than the learner (by {diff:.2g}), "
+                    "so it was not kept: "
                     "please report this.")
 
 
@@ -149,11 +156,12 @@ def check_onnx():
     try:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401     torch.onnx needs it
-    except ImportError as e: raise UserError(f"--onnx needs {e.name}: pip install onnx onnxscript onnxruntime") from e
+    except ImportError as e:
+        raise UserError(f"--onnx needs {e.name}: pip install onnx onnxscript onnxruntime") from e
 
 
 def write_onnx(learn, path):
-    """Write the model to `path` as ONNX, checked with ONNX Runtime: images (n,sz,sz,3) uint8 -> probabilities (n,c).
+    """Write the model to `path` as ONNX, checked: images (n,sz,sz,3) uint8 -> probabilities (n,c).
 
     Errors: UserError where a package that this needs is missing."""
     check_onnx()
@@ -163,7 +171,8 @@ def write_onnx(learn, path):
     # two images to trace with: from one, the exporter takes n for the constant 1
     program = torch.onnx.export(
         classifier, (torch.from_numpy(images[:2]),), dynamo=True, external_data=False, verbose=False,
-        input_names=["images"], output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},))
+        input_names=["images"], output_names=["probabilities"],
+        dynamic_shapes=({0: torch.export.Dim("n")},))
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     check_probs("model.onnx", probs, torch.from_numpy(session.run(None, {"images": images})[0]))
@@ -176,6 +185,7 @@ def write_weights(learn, path):
     from safetensors.torch import save
     about = json.loads(path.with_name("model.json").read_text())
     tensors = {k: v.detach().contiguous().cpu() for k, v in learn.model.state_dict().items()}
-    metadata = {k: json.dumps(about[k]) for k in ("classes", "arch", "size", "mean", "std")}    # of text alone
+    # of text alone
+    metadata = {k: json.dumps(about[k]) for k in ("classes", "arch", "size", "mean", "std")}
     write_file(path, save(tensors, metadata))
     log.info("%s is written", path)

@@ -14,7 +14,7 @@ from ..log import log, log_to_screen, progress, quiet_imports
 
 @dataclass
 class PredictConfig:
-    """Classify image files, and all files in folders of them; what cannot be read is reported and skipped."""
+    """Classify image files, and all files in folders of them; what is no image is reported and skipped."""
     model: Positional[Path]
     "learner.pkl, or the run folder that holds it"
     images: Positional[tuple[Path, ...]]
@@ -33,7 +33,8 @@ def predict(cfg):
     if not rows: raise UserError(f"None of the {len(files)} files could be read as an image.")
     if cfg.csv: write_csv(cfg.csv, rows)
     where = f", all in {cfg.csv}" if cfg.csv else ""
-    if cfg.csv or len(rows) < len(files): log.info("%d of %d images classified%s", len(rows), len(files), where)
+    if cfg.csv or len(rows) < len(files):
+        log.info("%d of %d images classified%s", len(rows), len(files), where)
 
 
 def check(cfg):
@@ -42,7 +43,7 @@ def check(cfg):
 
 
 def classify(predictor, files, k, say):
-    "Yields a row for write_csv for each file that can be read; logs the others, and where `say` the labels."
+    "Yields a row for write_csv for each readable file; logs the others, and where `say` the labels."
     with progress() as bar:
         task = bar.add_task("", total=len(files))
         for file, top in zip(files, predictor.predict_each(files, k)):
@@ -50,12 +51,15 @@ def classify(predictor, files, k, say):
             if isinstance(top, UserError):
                 log.warning("Skipped: %s", top.text)
                 continue
-            if say: log.info("%s  %s", file, "  ".join(f"{label} {100 * p:.1f} %" for label, p in top))
+            labels = "  ".join(f"{label} {100 * p:.1f} %" for label, p in top)
+            if say: log.info("%s  %s", file, labels)
             yield [file, *(value for pair in top for value in pair)]
 
 
 def list_images(paths):
-    "The files among `paths`, and those in the folders among them, as visible_files has them. Errors: UserError."
+    """The files among `paths`, and those in the folders among them, as visible_files has them.
+
+    Errors: UserError."""
     from ..data.folder import visible_files
     files: list[Path] = []
     for path in paths:
@@ -71,7 +75,8 @@ def write_csv(path, rows):
     "Write rows of file, label, probability, label, probability, ... with a header."
     text, k = io.StringIO(), len(rows[0]) // 2
     out = csv.writer(text, lineterminator="\n")
-    out.writerow(["file", *(f"{name}_{i}" for i in range(1, k + 1) for name in ("label", "probability"))])
+    names = [f"{name}_{i}" for i in range(1, k + 1) for name in ("label", "probability")]
+    out.writerow(["file", *names])
     for file, *pairs in rows:
         pairs[1::2] = [f"{p:.6f}" for p in pairs[1::2]]
         out.writerow([file, *pairs])

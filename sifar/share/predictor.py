@@ -35,7 +35,7 @@ def get_classifier(learn):
     "The Classifier in a learner, ready to predict, and the side of its images."
     normalize = first(tfm for tfm in learn.dls.valid.after_batch.fs if isinstance(tfm, Normalize))
     classifier = Classifier(learn.model, normalize.mean.cpu(), normalize.std.cpu()).eval()
-    read_image = learn.dls.valid.dataset.tls[0].tfms[0]         # of the first list, the images: ReadImage
+    read_image = learn.dls.valid.dataset.tls[0].tfms[0]         # ReadImage, of the list of images
     return classifier, read_image.sz
 
 
@@ -47,8 +47,8 @@ class Predictor:
     """The learner file `path`, made by export.py, as a classifier of images.
 
     device: auto, cpu, cuda, cuda:N or mps.
-    An image is a path, the bytes of an image file, a Pillow image or an array (h,w), (h,w,3) or (h,w,4):
-    integers, or floats from 0 to 1.
+    An image is a path, the bytes of an image file, a Pillow image or an array (h,w), (h,w,3) or
+    (h,w,4): integers, or floats from 0 to 1.
     Errors: UserError for a file that is no learner, and for an image that cannot be read."""
 
     def __init__(self, path, device="auto"):
@@ -59,7 +59,9 @@ class Predictor:
         self.classifier.to(self.device, memory_format=torch.channels_last)
 
     def read(self, image, *limits):
-        "What the model sees of an image, as a Pillow image of `sz` x `sz` pixels; `limits` are those of `read_image`."
+        """What the model sees of an image, as a Pillow image of `sz` x `sz` pixels.
+
+        limits: those of `read_image`."""
         return read_image(image, self.sz, *limits)
 
     def tensor(self, images):
@@ -85,7 +87,7 @@ class Predictor:
         return self.top(self.probs([self.read(image)]), k)[0]
 
     def predict_each(self, images, k=5, bs=64):
-        """Yields for each of `images`, any iterable, what `predict` gives, or the UserError that it raises.
+        """Yields for each of `images`, any iterable, what `predict` gives, or the UserError it raises.
 
         `bs` of them are in memory at once."""
         check_positive("bs", bs)
@@ -101,7 +103,7 @@ class Predictor:
                 for img in seen: yield img if isinstance(img, UserError) else next(tops)
 
     def predict_batch(self, images, k=5, bs=64):
-        "As `predict`, for each of `images`, a list or any iterable; `bs` of them are in memory at once."
+        "As `predict`, for each of `images`, any iterable; `bs` of them are in memory at once."
         if isinstance(images, (str, bytes, Path)):
             raise UserError("predict_batch takes a list of images; predict takes one.")
         tops = []
@@ -111,17 +113,20 @@ class Predictor:
         return tops
 
     def heat_map(self, image, label):
-        """Where in an image the model finds `label`: Grad-CAM (sz,sz) from 0 to 1, None for a model that has none.
+        """Where in an image the model finds `label`: Grad-CAM (sz,sz) from 0 to 1.
+
+        None for a model that has no grid of features.
 
         https://arxiv.org/abs/1610.02391"""
         model = self.classifier.model
         if not hasattr(model, "forward_features"): return None
         x = self.classifier.normalize(self.tensor([self.read(image)]))
-        features = model.forward_features(x)                # (1,channels,h,w) where the model has a grid of features
+        features = model.forward_features(x)                # (1,channels,h,w), of a grid
         if features.ndim != 4 or features.shape[1] != getattr(model, "num_features", None): return None
         score = model.forward_head(features)[0, self.vocab.index(label)]
         grad, = torch.autograd.grad(score, features)
-        # each channel counts as much as the score grows with it, on average over the grid; what speaks against it not
+        # each channel counts as much as the score grows with it, on average over the grid;
+        # relu: what speaks against the label is not shown
         weights = grad.mean((2, 3), keepdim=True)           # (1,channels,1,1)
         cam = F.relu((weights * features).sum(1, keepdim=True).detach())        # (1,1,h,w)
         cam = cam / cam.max().clamp_min(1e-12)

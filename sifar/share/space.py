@@ -12,8 +12,8 @@ from ..files import ROOT, write_file
 from ..log import log
 
 # what the page imports
-NEEDED = ("fastai", "fastcore", "gradio", "matplotlib", "numpy", "pillow", "rich", "safetensors", "torch",
-          "torchvision")
+NEEDED = ("fastai", "fastcore", "gradio", "matplotlib", "numpy", "pillow", "rich", "safetensors",
+          "torch", "torchvision")
 LICENSE = "apache-2.0"
 OURS = b'---\ntitle: "sifar '               # how the README.md of our Spaces begins
 LFS = "*.pkl filter=lfs diff=lfs merge=lfs -text\n*.png filter=lfs diff=lfs merge=lfs -text\n"
@@ -22,7 +22,7 @@ LFS = "*.pkl filter=lfs diff=lfs merge=lfs -text\n*.png filter=lfs diff=lfs merg
 # ---- the folder ----
 
 def write_space(run, folder):
-    """Write a complete Space that shows the exported `run` into `folder`, which is empty, new, or an earlier Space.
+    """Write a Space that shows the exported `run` into `folder`, which is empty, new, or an earlier Space.
 
     Errors: UserError where something else is in it."""
     run, folder = Path(run), check_folder(folder)
@@ -30,7 +30,8 @@ def write_space(run, folder):
     folder.mkdir(parents=True, exist_ok=True)
     # first, as it says that the folder is ours, should the rest break off
     write_file(folder / "README.md", model_card(about))
-    if (folder / "sifar").is_dir(): shutil.rmtree(folder / "sifar")         # so that no module of an older sifar stays
+    # so that no module of an older sifar stays
+    if (folder / "sifar").is_dir(): shutil.rmtree(folder / "sifar")
     for path in space_files():
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,8 @@ def check_folder(folder):
 def space_files():
     "All of sifar, its templates too, and what the page shows."
     sources = (path for pattern in ("*.py", "*.j2") for path in (ROOT / "sifar").rglob(pattern))
-    return [ROOT / "app.py", ROOT / "LICENSE", *sorted(sources), *sorted((ROOT / "examples").glob("*.png"))]
+    examples = sorted((ROOT / "examples").glob("*.png"))
+    return [ROOT / "app.py", ROOT / "LICENSE", *sorted(sources), *examples]
 
 
 def requirements(about):
@@ -70,8 +72,8 @@ def model_card(about):
     "The README.md of a Space, from the dictionary of model.json."
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     # jinja2's autoescape knows HTML alone: `finalize` sees each value as it is put into the text
-    env = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, finalize=plain,
-                      trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    env = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
+                      finalize=plain, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     env.filters.update(yaml=yaml_text, verbatim=Verbatim)
     notes = {"test": "", "valid": ", on which the epoch was chosen"}
     text = env.get_template("card.md.j2").render(
@@ -80,7 +82,7 @@ def model_card(about):
         gradio=version("gradio"),
         python=platform.python_version().rpartition(".")[0],
         license=LICENSE)
-    return text.encode(errors="replace")                # the name of a folder of images need not be text
+    return text.encode(errors="replace")            # the name of a folder of images need not be text
 
 
 def card_row(split, about, note):
@@ -95,14 +97,18 @@ class Verbatim(str):
 
 
 def plain(value):
-    "A value as text on one line of Markdown that shows it as it is; an underscore within a word means nothing there."
+    """A value as text on one line of Markdown that shows it as it is.
+
+    An underscore within a word means nothing there."""
     if isinstance(value, Verbatim): return value
     text = " ".join(str(value).split())
     return re.sub(r"[\\`*<>\[\]|&#~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
 def yaml_text(text):
-    "A string of YAML for any text: that of JSON, with the characters escaped that YAML does not allow or takes for new lines."
+    """A string of YAML for any text: that of JSON, and readable.
+
+    Characters that YAML does not allow, or takes for new lines, are escaped."""
     odd = r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]"
     readable = json.dumps(text, ensure_ascii=False)
     return Verbatim(re.sub(odd, lambda found: f"\\u{ord(found[0]):04x}", readable))
@@ -115,13 +121,15 @@ def check_push(repo):
 
     Errors: UserError where there is none, or `repo` is not USER/NAME."""
     from huggingface_hub import get_token
-    if repo.count("/") != 1 or not all(repo.split("/")): raise UserError(f"--push {repo}: it should be USER/NAME.")
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise UserError(f"--push {repo}: it should be USER/NAME.")
     if token := get_token(): return token
-    raise UserError("--push needs a token of Hugging Face that may write: run hf auth login, or set HF_TOKEN.")
+    raise UserError("--push needs a token of Hugging Face that may write: "
+                    "run hf auth login, or set HF_TOKEN.")
 
 
 def push_space(run, repo):
-    """Upload the Space of `run` to `repo`, USER/NAME on Hugging Face, and make that where it is not there.
+    """Upload the Space of `run` to `repo`, USER/NAME on Hugging Face, which is made where it is missing.
 
     Errors: UserError."""
     from huggingface_hub import HfApi
@@ -130,9 +138,10 @@ def push_space(run, repo):
         write_space(run, folder)
         try:
             url = HfApi().create_repo(repo, repo_type="space", space_sdk="gradio", exist_ok=True)
-            HfApi().upload_folder(repo_id=repo, folder_path=folder, repo_type="space", delete_patterns="sifar/*",
+            HfApi().upload_folder(repo_id=repo, folder_path=folder, repo_type="space",
+                                  delete_patterns="sifar/*",
                                   commit_message="The Space of an exported run")
-        # of the library, of its HTTP client, of its transfer library, of the system: they have no common base
+        # of the library, its HTTP client, its transfer library, the system: they have no common base
         except Exception as e:
             reason = " ".join(str(e).split()).replace(token, "[token]")[:200]
             raise UserError(f"Hugging Face did not take {repo} ({type(e).__name__}: {reason}): "
