@@ -19,7 +19,7 @@ from sifar.data.loaders import make_dls
 from sifar.plots import bars
 from sifar.runs import report
 from sifar.runs.calibration import calibration_error, fit_temperature, reliability, with_temperature
-from sifar.runs.load import load_run
+from sifar.runs.load import load_last, load_run, new_learner
 from sifar.runs.run import Run
 from sifar.training.callbacks import RunLog
 
@@ -215,6 +215,29 @@ def test_a_damaged_run_is_one_line(finished, capsys, spoil, words):
     with pytest.raises(SystemExit) as e: report.main([str(finished)])
     err = capsys.readouterr().err
     assert e.value.code == 2 and words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("change", [{"vocab": None}, {"vocab": [1]}, {"superclasses": ["a"]}, {"stats": [[0.5], [0.2]]}, {"stats": 1}, {"stats": [["a"] * 3] * 2}])
+def test_damaged_facts_of_the_data_are_one_line(finished, change):
+    about = json.loads((finished / "config.json").read_text())
+    about["data"] |= change
+    (finished / "config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="config.json is damaged"): load_run(finished, images=False)
+
+
+def test_a_bug_of_ours_is_not_called_a_damaged_file(finished):
+    def bug(run, state): raise RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"): load_last(new_learner(Run(finished), images=False), bug)
+
+
+def test_a_run_of_before_calibration_errors_shows_the_figures_that_it_has(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    for o in ("valid", "test"): del metrics[o]["ece"]
+    (finished / "metrics.json").write_text(json.dumps(metrics))
+    for o in ("best.pth", "last.pth"): (finished / "models" / o).write_bytes(b"no weights")
+    report.main([str(finished)])
+    text = (finished / "report.html").read_text()
+    assert f"{100 * metrics['test']['top1']:.2f}" in text and "metrics.json is damaged" not in text
 
 
 def test_history_is_read_as_it_was_written(run_folder):

@@ -44,7 +44,7 @@ def read_runs(paths):
 
 def table(runs):
     "The lines of a table of `runs`; columns for which the terminal is too narrow go below the others."
-    import pandas as pd
+    import pandas as pd  # here, as the means of train.py --seeds do without it
     keys = differing(runs)
     rows = {}
     for run in runs: rows[label(run, runs)] = {k: str(run["settings"][k]) for k in keys} | result(run)
@@ -88,6 +88,7 @@ def means(runs):
         "All but the seed, as text, which can be sorted."
         settings = {k: v for k, v in run["settings"].items() if k != "seed"}
         return json.dumps([settings, run["data"]])
+    # groupby puts neighbours together, so they are sorted by the same key
     finished = sorted((run for run in runs if run["metrics"]), key=rest)
     lines = [mean_line(list(group)) for _, group in groupby(finished, key=rest)]
     return [line for line in lines if line]

@@ -32,7 +32,7 @@ class Predictions:
     split: train, valid or test."""
 
     def __init__(self, learn, split):
-        ds_idx = ("train", "valid", "test").index(split)
+        ds_idx = ("train", "valid", "test").index(split)            # fastai numbers the data sets of `dls`
         with learn.no_bar(): probs, targs, losses = learn.get_preds(ds_idx, with_loss=True)
         self.rows = getattr(learn.dls.data, split)
         self.probs = probs.numpy().astype(np.float64)
@@ -80,22 +80,24 @@ def log_figures(split, figures):
 
 def get_metrics(learn, cfg, history, found, chosen):
     "The dictionary of metrics.json."
+    from fastai.callback.hook import total_params
     data = learn.dls.data
     valid = [row for row in history if chosen and row["top1"] is not None]
-    best = max(valid, key=lambda row: row["top1"]) if valid else {"epoch": None}
+    best = max(valid, key=lambda row: row["top1"], default={"epoch": None})     # of equal ones the first
     speeds = [row["images_per_second"] for row in history]
+    figures = {split: pred.metrics() for split, pred in found.items()}
     return {
         "dataset": Path(cfg.dataset).name,
         "arch": cfg.arch,
         "classes": learn.dls.c,
-        "parameters": sum(p.numel() for p in learn.model.parameters()),
-        "valid": found["valid"].metrics() if "valid" in found else None,
-        "test": found["test"].metrics() if "test" in found else None,
+        "parameters": total_params(learn.model)[0],
+        "valid": figures.get("valid"),
+        "test": figures.get("test"),
         "best_epoch": best["epoch"],
         "epochs": len(history),
         "seed": cfg.seed,
         "seconds": round(sum(row["seconds"] for row in history), 1),
-        # all images in all the time
+        # epochs are of equally many images: the harmonic mean is all images in all the time
         "images_per_second": round(harmonic_mean(speeds), 1) if speeds else 0.0,
         "images": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
     }
@@ -108,6 +110,8 @@ def duration(seconds): return timedelta(seconds=round(seconds))
 
 def template(name):
     "A template of this folder, in which whatever is put is escaped as text of HTML."
+    # undefined: a value that the page lacks is an error, not an empty place
+    # the blocks: a line that holds but a {% ... %} leaves none in the page
     env = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
                       undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters["b64"] = lambda png: base64.b64encode(png).decode()
@@ -127,7 +131,7 @@ def write_page(run, history, notes=(), metrics=None, data=None, found=None):
         no_images=data and not found,
         **sections(data, found),
         **settings(run.about))
-    write_file(run.path / "report.html", text.lstrip())
+    write_file(run.path / "report.html", text.lstrip())             # of the lines that the macros leave
 
 
 def without_parents(text, *paths):
@@ -212,7 +216,7 @@ def reliability_line(name, probs, targs):
 
 def superclasses(data):
     "The names of the superclasses, and for each class the index of its own."
-    names, of = np.unique(data.superclasses, return_inverse=True)
+    names, of = np.unique(data.superclasses, return_inverse=True)       # sorted; (classes,) of indices
     return names.tolist(), of
 
 
@@ -227,7 +231,7 @@ def classes(data, pred, split):
 
 
 def accuracy_bars(names, targs, preds, title):
-    there = np.unique(targs)
+    there = np.unique(targs)            # a class without an image has no accuracy
     accuracy = [(preds[targs == c] == c).mean() for c in there]
     return bars([names[c] for c in there], accuracy, title, "right, %")
 
@@ -244,7 +248,7 @@ def confusion(data, pred, split):
     elif n <= FEW_CLASSES:
         png = matrix(counts(pred.targs, pred.preds, n), data.vocab, f"Classes, % of each row, {split}")
     wrong = counts(pred.targs, pred.preds, n)
-    np.fill_diagonal(wrong, 0)
+    np.fill_diagonal(wrong, 0)                          # what is right
     most = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]         # of the flat matrix
     pairs = [get_pair(data, pred, *divmod(int(i), n)) for i in most if wrong.flat[i]]
     return {"matrix": png, "pairs": pairs}
@@ -259,7 +263,7 @@ def get_pair(data, pred, c, d):
 
 def counts(true, pred, n):
     "The confusion matrix (n,n)."
-    return np.bincount(true * n + pred, minlength=n * n).reshape(n, n)
+    return np.bincount(true * n + pred, minlength=n * n).reshape(n, n)      # a row for each true class
 
 
 def thumbnail(image):
@@ -272,7 +276,7 @@ def thumbnail(image):
 
 def hardest(data, pred):
     "The PNG of the images whose own class the model finds least likely."
-    own = pred.probs[np.arange(len(pred.targs)), pred.targs]
+    own = pred.probs[np.arange(len(pred.targs)), pred.targs]            # (n,) of each image's own class
     worst = np.argsort(own, kind="stable")[:WORST]
     labels = [hard_label(data.vocab, pred, i) for i in worst]
     return sheet(data.images[pred.rows[worst]], labels, columns=6)
@@ -295,8 +299,8 @@ def settings(about):
                 "device": about.get("device"), "git commit": about.get("git_commit")}
     return {
         "commands": [without_folders(line) for line in about.get("commands", [])],
-        "settings": [(k, str(v)) for k, v in own.items()],
-        "versions": [(k, str(v)) for k, v in versions.items()],
+        "settings": own,
+        "versions": versions,
     }
 
 

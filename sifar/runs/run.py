@@ -47,6 +47,7 @@ class Run:
             self.about = json.loads(self.config.read_text())
             check_about(self.about)
             self.settings = parse_settings(self.about["settings"])
+        # json raises a RecursionError for very deep lists
         except (ValueError, KeyError, TypeError, RecursionError) as e: raise self.damaged(e) from e
 
     @property
@@ -159,7 +160,7 @@ def parse_row(text):
 
     Errors: ValueError, TypeError, KeyError, OverflowError."""
     row: dict = {k: None if v == "" else float(v) for k, v in text.items()}
-    row["epoch"] = int(row["epoch"])
+    row["epoch"] = int(row["epoch"])            # OverflowError for inf, ValueError for nan
     if any(row[k] is None for k in ALWAYS) or not set(ON_VALID) <= set(row):
         raise ValueError("a value is missing")
     if not all(v is None or math.isfinite(v) for v in row.values()):
@@ -299,6 +300,7 @@ def get_lock(run):
     """The lock of a run folder, held; the system frees it however this process ends.
 
     Errors: UserError where it is taken."""
+    # its file stays when it is released: check_free knows by it what was a run
     lock = FileLock(run / ".lock", blocking=False)
     try: lock.acquire()
     except Timeout as e:
@@ -323,7 +325,8 @@ def describe_run(run, cfg, learn):
     about = get_about(cfg, learn, [*earlier, shlex.join(["python", *sys.argv])])
     write_file(Path(run) / "config.json", json.dumps(about, indent=2) + "\n")
 
-    data, parameters = learn.dls.data, sum(p.numel() for p in learn.model.parameters())
+    from fastai.callback.hook import total_params
+    data, (parameters, _) = learn.dls.data, total_params(learn.model)
     images = [f"{len(rows):,}" for rows in (data.train, data.valid, data.test)]
     log.info("%s: %s train, %s valid, %s test images of %d classes",
              cfg.dataset, *images, len(data.vocab))
@@ -339,7 +342,7 @@ def get_about(cfg, learn, commands):
     """The dictionary of config.json.
 
     Precision, lr and wd are kept as they were chosen here: a run may go on elsewhere."""
-    import torch
+    import torch  # here, as train.py --resume RUN --help reads a run folder and should be quick
 
     from ..training.callbacks import fingerprint
     from ..training.optim import lr_and_wd
@@ -368,6 +371,7 @@ def get_about(cfg, learn, commands):
 
 def git_commit():
     "The commit of this checkout, with -dirty where files of it were changed; None outside of one."
+    # --exclude: no tags, which would take the place of the commit
     describe = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True,
