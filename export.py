@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Turn a finished run into one learner file, and into a Space that shows it: python export.py runs/cifar100/RUN"""
+"""One learner file of a finished run, and a Space that shows it: python export.py runs/cifar100/RUN"""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from sifar.log import command, log, log_to_screen, quiet_imports
 
 @dataclass
 class ExportConfig:
-    """Write the learner.pkl and the model.json of a finished run into its folder, checked, and what else is asked for."""
+    """Write the learner.pkl and the model.json of a finished run into its folder, and what else is named."""
     run: Positional[Path | None] = None
     "run folder; else the run that was finished last"
     onnx: bool = False
@@ -27,11 +27,13 @@ class ExportConfig:
 def export(cfg):
     "Write what `cfg` asks for; returns the path of the learner file."
     from sifar.runs.run import newest_run
-    from sifar.share.export import export_run, write_onnx, write_weights
+    from sifar.share.export import check_onnx, export_run, write_onnx, write_weights
     from sifar.share.space import check_folder, check_push, push_space, write_space
 
     run = cfg.run or newest_run()
-    if cfg.space: check_folder(cfg.space)               # before the work
+    # what cannot work fails before the work, and leaves an earlier export as it is
+    if cfg.onnx: check_onnx()
+    if cfg.space: check_folder(cfg.space)
     if cfg.push is not None: check_push(cfg.push)
     learn = export_run(run)
     if cfg.onnx: write_onnx(learn, run / "model.onnx")

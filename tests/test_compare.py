@@ -9,7 +9,7 @@ from PIL import Image
 import train
 from sifar.plots import curves
 from sifar.runs import compare
-from sifar.runs.run import read_history
+from sifar.runs.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_the_best_valid_and_the_curves_are_those_of_the_runs(runs, tmp_path, cap
     lines = drawn["Accuracy on valid"].lines
     assert {o.get_label() for o in lines} == {"pair-5", "pair-6", "short"}
     for line in lines:
-        rows = read_history(runs / line.get_label())
+        rows = Run(runs / line.get_label()).history()
         assert line.get_xydata().tolist() == [[o["epoch"], pytest.approx(100 * o["top1"])] for o in rows]
         assert any(line.get_label() in o and f"{100 * max(r['top1'] for r in rows):.2f}" in o for o in text.splitlines())
 

@@ -19,7 +19,8 @@ from sifar.data.loaders import make_dls
 from sifar.plots import bars
 from sifar.runs import report
 from sifar.runs.calibration import calibration_error, fit_temperature, reliability, with_temperature
-from sifar.runs.load import load_run
+from sifar.runs.load import load_last, load_run, new_learner
+from sifar.runs.run import Run
 from sifar.training.callbacks import RunLog
 
 SECTIONS = "Training", "Calibration", "Classes", "Confusions", "Top losses", "Settings", "Versions"
@@ -52,7 +53,7 @@ def test_the_figures_are_those_of_fastai(run_folder):
     learn, metrics = load_run(run_folder), json.loads((run_folder / "metrics.json").read_text())
     with learn.no_bar():
         for i, name in ((1, "valid"), (2, "test")): assert [metrics[name][o] for o in ("loss", "top1", "top5")] == pytest.approx(list(learn.validate(i)), abs=1e-4)
-    o = report.Predictions(learn, 2)
+    o = report.Predictions(learn, "test")
     assert o.metrics() == pytest.approx(metrics["test"], abs=1e-4) and len(o.rows) == len(o.probs) == 359
     text = (run_folder / "report.html").read_text()
     assert metrics["test"]["ece"] == pytest.approx(calibration_error(o.probs, o.targs))
@@ -86,14 +87,16 @@ def test_classes_and_superclasses_have_their_own_accuracy_and_confusions(drawn):
     targs, preds, rows = np.array([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]), np.array([0, 1, 0, 1, 2, 3, 2, 0, 0, 0, 0]), np.arange(11)
     data, o = ImageData(np.zeros((11, 8, 8, 3), np.uint8), targs, vocab, rows[:0], rows[:0], rows, of), SimpleNamespace(rows=rows, targs=targs, preds=preds)
     report.classes(data, o, "test")
-    text = report.confusion(data, o, "test")
+    pairs = report.confusion(data, o, "test")["pairs"]
     def bars(title): return {t.get_text(): p.get_width() for t, p in zip(drawn[title].get_yticklabels(), drawn[title].patches)}
     assert bars("Superclasses, accuracy on test") == pytest.approx({"fruit": 80, "animals": 100 / 3})
     assert bars("Classes, accuracy on test") == pytest.approx({"apple": 200 / 3, "pear": 50, "cat": 100 / 3, "dog": 0})
     ax = drawn["Superclasses, % of each row, test"]
     assert [t.get_text() for t in ax.get_yticklabels()] == [t.get_text() for t in ax.get_xticklabels()] == ["animals", "fruit", "vehicles"]
     assert np.allclose(ax.images[0].get_array(), [[100 / 3, 200 / 3, 0], [20, 80, 0], [0, 0, 0]])
-    assert re.findall(r"<br>(.*?)</div>", text) == ["dog as apple: 3", "apple as pear: 1", "pear as cat: 1", "cat as apple: 1", "cat as dog: 1"]
+    assert [(o["true"], o["pred"], o["n"]) for o in pairs] == [
+        ("dog", "apple", 3), ("apple", "pear", 1), ("pear", "cat", 1), ("cat", "apple", 1), ("cat", "dog", 1)]
+    assert [len(o["pictures"]) for o in pairs] == [3, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("n", [100, 5000])
@@ -128,8 +131,9 @@ def test_a_page_of_large_images_of_noise_is_small():
     rows, vocab = np.arange(120), [str(i) for i in range(30)]
     data = ImageData(np.random.default_rng(0).integers(0, 256, (120, 128, 128, 3), dtype=np.uint8), rows % 30, vocab, rows[:0], rows[:0], rows)
     o = SimpleNamespace(rows=rows, targs=rows % 30, preds=(rows + 1) % 30, probs=np.full((120, 30), 1 / 30))
-    text = report.confusion(data, o, "test") + report.hardest(data, o, "test")
-    assert text.count("<img") == 20 * 3 + 2 and len(text) < 2_500_000
+    found = report.confusion(data, o, "test")
+    pngs = [found["matrix"], report.hardest(data, o), *(png for pair in found["pairs"] for png in pair["pictures"])]
+    assert len(pngs) == 20 * 3 + 2 and sum(map(len, pngs)) < 1_800_000
 
 
 @pytest.mark.parametrize("data", ["/data", "/somebody/data", "data"])
@@ -186,7 +190,7 @@ def test_a_page_tells_of_no_folder_of_this_machine(finished):
     (finished / "models" / "last.pth").write_bytes(b"x")
     report.main([str(finished)])
     text = (finished / "report.html").read_text()
-    assert "last.pth is damaged" in text and "&#x27;pets&#x27;" in text and str(finished.parent) not in text
+    assert "last.pth is damaged" in text and "&#39;pets&#39;" in text and str(finished.parent) not in text
 
 
 @pytest.mark.parametrize("history", [5, [{"a": 1}] * 8, [{**dict.fromkeys(RunLog.columns, 1.0)}]])
@@ -201,7 +205,7 @@ def test_a_checkpoint_with_a_damaged_history_is_named_and_that_of_the_table_is_s
 @pytest.mark.parametrize("value", ["nan", "inf", "1e999"])
 def test_a_history_with_what_is_no_number_is_named(finished, value):
     (finished / "history.csv").write_text((finished / "history.csv").read_text().replace("\n3,", f"\n{value},"))
-    with pytest.raises(UserError, match="history.csv cannot be read"): report.read_history(finished)
+    with pytest.raises(UserError, match="history.csv cannot be read"): Run(finished).history()
 
 
 @pytest.mark.parametrize("spoil, words", [(lambda o: (o / "config.json").write_text("{"), "config.json is damaged"),
@@ -213,8 +217,31 @@ def test_a_damaged_run_is_one_line(finished, capsys, spoil, words):
     assert e.value.code == 2 and words in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("change", [{"vocab": None}, {"vocab": [1]}, {"superclasses": ["a"]}, {"stats": [[0.5], [0.2]]}, {"stats": 1}, {"stats": [["a"] * 3] * 2}])
+def test_damaged_facts_of_the_data_are_one_line(finished, change):
+    about = json.loads((finished / "config.json").read_text())
+    about["data"] |= change
+    (finished / "config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="config.json is damaged"): load_run(finished, images=False)
+
+
+def test_a_bug_of_ours_is_not_called_a_damaged_file(finished):
+    def bug(run, state): raise RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"): load_last(new_learner(Run(finished), images=False), bug)
+
+
+def test_a_run_of_before_calibration_errors_shows_the_figures_that_it_has(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    for o in ("valid", "test"): del metrics[o]["ece"]
+    (finished / "metrics.json").write_text(json.dumps(metrics))
+    for o in ("best.pth", "last.pth"): (finished / "models" / o).write_bytes(b"no weights")
+    report.main([str(finished)])
+    text = (finished / "report.html").read_text()
+    assert f"{100 * metrics['test']['top1']:.2f}" in text and "metrics.json is damaged" not in text
+
+
 def test_history_is_read_as_it_was_written(run_folder):
-    rows = report.read_history(run_folder)
+    rows = Run(run_folder).history()
     with (run_folder / "history.csv").open() as f: raw = list(csv.DictReader(f))
     assert [o["epoch"] for o in rows] == list(range(1, 9)) and rows[3]["top1"] == float(raw[3]["top1"])
 
@@ -256,7 +283,7 @@ def test_the_temperature_is_fitted_on_valid_and_shown_on_test(drawn):
         probs, targs = made(temperature=temperature)
         return SimpleNamespace(probs=probs, targs=targs, preds=probs.argmax(1))
     test = found(1.0)
-    text = report.calibration({"valid": found(0.4), "test": test}, "test")
+    text = report.calibration({"valid": found(0.4), "test": test}, "test")["text"]
     assert float(re.search(r"A temperature of ([\d.]+), fitted on valid", text)[1]) == pytest.approx(2.5, rel=0.08)
     line = next(o for o in drawn["Reliability on test"].lines if o.get_label().startswith("as it is"))
     assert line.get_label() == f"as it is: ECE {100 * calibration_error(test.probs, test.targs):.2f} %"

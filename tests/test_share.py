@@ -31,7 +31,7 @@ from sifar.data.datasets import load_data
 from sifar.runs.load import load_run
 from sifar.share.export import write_learner
 from sifar.share.predict import main as predict
-from sifar.share.space import write_space
+from sifar.share.space import model_card, write_space
 
 ROOT = Path(__file__).parents[1]
 
@@ -164,7 +164,7 @@ def test_a_run_that_is_not_finished_or_damaged_is_one_line(run_folder, tmp_path,
     (run / "metrics.json").rename(run / "metrics")
     assert f"is not finished, it has no metrics.json: go on with it by python train.py --resume {run}" in failure(capsys, export.main, run)
     (run / "metrics.json").write_text("{")
-    assert "config.json or metrics.json in" in failure(capsys, export.main)
+    assert "metrics.json is damaged" in failure(capsys, export.main)
     (run / "config.json").write_text("{")
     assert "config.json is damaged" in failure(capsys, export.main, run)
     assert "Unrecognized options: --onxx" in failure(capsys, export.main, "--onxx")
@@ -198,7 +198,9 @@ def test_weights_are_those_of_the_run(exported):
 def test_a_missing_package_is_named(run_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     copy = shutil.copytree(run_folder, tmp_path / "copy")
+    for o in ("learner.pkl", "model.json"): (copy / o).unlink(missing_ok=True)
     assert "pip install onnx onnxscript onnxruntime" in failure(capsys, export.main, copy, "--onnx")
+    assert not (copy / "learner.pkl").exists(), "it fails before the export"
 
 
 # ---- python -m sifar.predict ----
@@ -302,10 +304,19 @@ def test_a_space_of_any_name_has_a_readable_head_and_tells_no_folders(run_folder
     export.export(export.ExportConfig(run))
     model = json.loads((run / "model.json").read_text())
     assert model["commands"] == ["python train.py --runs=runs --data data --epochs 3"]
-    (run / "model.json").write_text(json.dumps({**model, "dataset": "a: b #c\n- d"}))
-    write_space(run, tmp_path / "space")
-    assert yaml.safe_load((tmp_path / "space" / "README.md").read_text().split("---\n")[1])["title"] == "sifar a: b #c\n- d"
-    write_space(run, tmp_path / "space")                # an earlier Space may be written again
+    for name in ("a: b #c\n- d", "🍎 fruit", "a\x85b\x7f\u2028c", "{{ 7 * 7 }}"):            # an earlier Space may be written again
+        (run / "model.json").write_text(json.dumps({**model, "dataset": name}))
+        write_space(run, tmp_path / "space")
+        head = (tmp_path / "space" / "README.md").read_text().split("---\n")[1]
+        assert yaml.safe_load(head)["title"] == f"sifar {name}"
+        assert "🍎" not in name or 'title: "sifar 🍎 fruit"' in head
+
+
+def test_names_are_text_on_the_card_and_not_markup(exported):
+    model = json.loads((exported[0] / "model.json").read_text())
+    card = model_card({**model, "dataset": "*a*\n# b", "classes": ["<b>", "[x](y)", "_x_", "aquarium_fish", "{{ 7 * 7 }}"], "commands": ["python *.py <x>"]}).decode()
+    assert r"on \*a\* \# b" in card and "    python *.py <x>" in card
+    assert r"Classes: \<b\>, \[x\](y), \_x\_, aquarium_fish, {{ 7 \* 7 }}." in card
 
 
 def test_damaged_facts_are_one_line(run_folder, tmp_path, capsys):
@@ -391,7 +402,7 @@ def test_push_uploads_the_space(exported, hub):
     assert done.returncode == 0 and "/spaces/someone/demo is on line" in done.stdout.replace("\n", " "), done.stderr
     assert (exported[0] / "learner.pkl").read_bytes() in hub.stored.values()
     names = {o["value"]["path"] for o in hub.stored["commit"] if o["key"] in ("file", "lfsFile")}
-    assert {"app.py", "learner.pkl", "model.json", "README.md", "requirements.txt", ".gitattributes", "sifar/share/predictor.py", "sifar/training/recipe.py", "examples/apple.png"} <= names
+    assert {"app.py", "learner.pkl", "model.json", "README.md", "requirements.txt", ".gitattributes", "sifar/share/predictor.py", "sifar/training/recipe.py", "sifar/runs/report.html.j2", "sifar/share/card.md.j2", "examples/apple.png"} <= names
     assert {o for path, o in hub.calls if path.startswith("/api/spaces")} == {"Bearer hf_secret"} and "hf_secret" not in done.stdout + done.stderr
 
 

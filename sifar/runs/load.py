@@ -1,7 +1,9 @@
 """The learner of a run folder: as it goes on, and with the weights that count."""
-from contextlib import contextmanager
+import pickle
+import struct
 from dataclasses import replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import torch
 from fastcore.all import noop
@@ -11,92 +13,147 @@ from ..data.loaders import get_dls, stand_in_dls
 from ..errors import UserError, one_line
 from ..training.callbacks import RunLog, SaveBest, fingerprint, load_weights
 from ..training.learner import get_learner
-from .run import read_config, read_settings
+from .run import Run, last_checkpoint
 
+# What torch.load raises for files that are cut off, have wrong bytes, or are something else:
+# found with 5,000 files that were changed at random.
+NO_CHECKPOINT = (pickle.UnpicklingError, BadZipFile, EOFError, RuntimeError, ValueError, struct.error,
+                 IndexError, KeyError, AttributeError, TypeError, AssertionError)
+# What load_state_dict of torch and of fastai raises for the state of another model or optimizer.
+NO_FIT = RuntimeError, ValueError, KeyError, AttributeError, TypeError, AssertionError
+
+
+# ---- to go on ----
 
 def resume(learn, cbs):
-    "Put `learn` and `cbs` back to where models/last.pth was written; returns the number of epochs done. Errors: UserError."
-    with last_state(learn.path) as (path, state):
-        check_data(learn.path, learn.dls.data, state["data"])
-        learn.model.load_state_dict(state["model"])
-        learn.create_opt()
-        learn.opt.load_state_dict(state["opt"])
-        for cb in cbs:
-            if isinstance(cb, RunLog): cb.history = state["history"]
-            if isinstance(cb, SaveBest):
-                cb.best = float(state["best"])
-                check_best(path, state)
-        if hasattr(learn, "ema"): learn.ema.state = state["ema"]
-        if hasattr(learn, "precision"): learn.precision.scaler_state = state.get("scaler", {})
-        return state["epoch"]
+    """Set `learn` and `cbs` to the state in models/last.pth; returns the number of epochs done.
+
+    Errors: UserError."""
+    state = last_state(learn.path)
+    check_data(learn.path, learn.dls.data, state["data"])
+    fill(learn.model, state["model"], learn.path)
+    learn.create_opt()
+    fill(learn.opt, state["opt"], learn.path)
+    for cb in cbs:
+        if isinstance(cb, RunLog): cb.history = state["history"]
+        if isinstance(cb, SaveBest):
+            cb.best = read_best(state, learn.path)
+            check_best(learn.path, state)
+    if hasattr(learn, "ema"):
+        if "ema" not in state: raise damaged(learn.path, "it has no ema")
+        learn.ema.state = state["ema"]
+    if hasattr(learn, "precision"): learn.precision.scaler_state = state.get("scaler", {})
+    return state["epoch"]
 
 
 def check_data(run, data, known):
     "Raise a UserError where `data` is not what `known`, the fingerprint of the data of `run`, says."
     now = fingerprint(data)
-    if any(now[k] != v for k, v in known.items()): raise UserError(f"{run} was trained on other data: its classes, numbers of images or pixels differ.")
+    if any(now.get(k) != v for k, v in known.items()):
+        raise UserError(f"{run} was trained on other data: "
+                        "its classes, numbers of images or pixels differ.")
 
 
-@contextmanager
 def last_state(run):
-    "The path of models/last.pth and what it holds; whatever cannot be read or used of it is a UserError."
-    path = Path(run) / "models" / "last.pth"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["epoch"] != len(state["history"]) or any(set(o) != set(RunLog.columns) for o in state["history"]): raise ValueError("epochs and history differ")
-        yield path, state
-    except FileNotFoundError as e: raise UserError(f"{path} is missing: this run cannot go on, start a new one.") from e
-    except (UserError, PermissionError): raise
-    except Exception as e: raise UserError(f"{path} is damaged ({one_line(e)}): this run cannot go on, start a new one.") from e
+    "The dictionary in models/last.pth, checked: see SaveLast for what is in it. Errors: UserError."
+    path = last_checkpoint(run)
+    # weights_only: no code of the file is run
+    try: state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as e:
+        raise UserError(f"{path} is missing: this run cannot go on, start a new one.") from e
+    except NO_CHECKPOINT as e: raise damaged(run, e) from e
+    if problem := check_state(state): raise damaged(run, problem)
+    return state
 
 
-def check_best(path, state):
-    "Refuse a run whose last.pth, at `path`, says that weights were chosen on valid, where these are not there."
-    best = path.with_name("best.pth")
-    if state["epoch"] and state["best"] is not None and not best.exists(): raise UserError(f"{best} is missing: the weights that were chosen on valid are lost.")
+def check_state(state):
+    "What is wrong with a dictionary that came from models/last.pth; None where nothing is."
+    if not isinstance(state, dict): return "it is no dictionary"
+    kinds = {"epoch": int, "data": dict, "model": dict, "opt": dict, "history": list}
+    for k, kind in kinds.items():
+        if not isinstance(state.get(k), kind): return f"{k} is no {kind.__name__}"
+    if "best" not in state: return "it has no best"
+    ema = state.get("ema", {"model": {}})                   # there with --ema alone
+    if not isinstance(ema, dict) or "model" not in ema: return "its ema has no model"
+    if state["epoch"] != len(state["history"]): return "epochs and history differ"
+    for row in state["history"]:
+        if not isinstance(row, dict) or set(row) != set(RunLog.columns): return "other columns in its history"
+    return None
 
 
-def load_safetensors(model, path):
-    from safetensors.torch import load_file
-    try: model.load_state_dict(load_file(path))
-    except PermissionError: raise
-    except Exception as e: raise UserError(f"{path} is damaged ({one_line(e)}).") from e
+def read_best(state, run):
+    "The best accuracy on valid so far."
+    try: return float(state["best"])
+    except (TypeError, ValueError) as e: raise damaged(run, e) from e
 
 
-def load_run(run, images=True):
-    """The Learner of a finished run folder, or of an archived one, with the weights that its metrics.json speaks of, and its data. Errors: UserError.
+def fill(target, state, run):
+    "Load a part of models/last.pth into a model or an optimizer. Errors: UserError."
+    try: target.load_state_dict(state)
+    except NO_FIT as e: raise damaged(run, e) from e
 
-    images: without them, noise stands in for the data set, which then need not be there, and all is on the CPU."""
-    return load_chosen(new_learner(run, images))
+
+def damaged(run, why):
+    return UserError(f"{last_checkpoint(run)} is damaged ({one_line(why)}): "
+                     "this run cannot go on, start a new one.")
+
+
+def check_best(run, state):
+    "Refuse a run whose models/last.pth says that weights were chosen on valid, if these are missing."
+    best = last_checkpoint(run).with_name("best.pth")
+    if state["epoch"] and state["best"] is not None and not best.exists():
+        raise UserError(f"{best} is missing: the weights that were chosen on valid are lost.")
+
+
+# ---- to be used ----
+
+def load_run(path, images=True):
+    """The Learner of a run folder, finished or archived, with its data and the weights that count.
+
+    images: without them, noise stands in for the data set, which may be missing, and all is on the CPU.
+    Errors: UserError."""
+    return load_chosen(new_learner(Run(path), images))
 
 
 def new_learner(run, images=True):
-    "The Learner of a run folder as it was before it was trained. Errors: UserError."
-    cfg = replace(read_settings(run), device="auto" if images else "cpu")          # it may have been trained on another machine
+    "The Learner of `run`, a Run, as it was before it was trained. Errors: UserError."
+    # it may have been trained on another machine: with another device, and its data elsewhere
+    cfg = replace(run.settings, device="auto" if images else "cpu")
     if not Path(cfg.data).exists(): cfg = replace(cfg, data=TrainConfig().data)
-    dls = get_dls(cfg) if images else stand_in_dls(cfg, read_config(run, lambda about: about["data"]))
-    if images: read_config(run, lambda about: check_data(run, dls.data, about.get("data", {}).get("fingerprint", {})))
-    return get_learner(dls, cfg, path=run)
+    dls = get_dls(cfg) if images else stand_in_dls(cfg, run.data)
+    if images: check_data(run.path, dls.data, run.fingerprint)
+    return get_learner(dls, cfg, path=run.path)
 
 
 def load_chosen(learn):
-    "`learn` with the weights that count: of the epoch that was chosen on valid, or else the last. Errors: UserError."
+    """`learn` with the weights that metrics.json is about: chosen on valid, or else the last.
+
+    Errors: UserError."""
     models = learn.path / "models"
+    archive = learn.path / "model.safetensors"              # what an archived run has instead of models/
     if (models / "best.pth").exists(): load_weights(learn, "best")
-    elif not models.exists() and (weights := models.with_name("model.safetensors")).exists(): load_safetensors(learn.model, weights)
+    elif not models.exists() and archive.exists(): load_safetensors(learn.model, archive)
     else: load_last(learn, check_best)
     return learn
 
 
+def load_safetensors(model, path):
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    try: model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as e:
+        raise UserError(f"{path} is damaged ({one_line(e)}).") from e
+
+
 def load_last(learn, check=noop):
-    "`learn` with the last weights, after a `check` of where they are and what is beside them. Errors: UserError."
-    with last_state(learn.path) as (path, state):
-        check(path, state)
-        learn.model.load_state_dict(state.get("ema", state)["model"])
+    "`learn` with the last weights, after `check(run, state)`. Errors: UserError."
+    state = last_state(learn.path)
+    check(learn.path, state)
+    average = state.get("ema")              # counts instead of the weights themselves
+    fill(learn.model, average["model"] if average else state["model"], learn.path)
     return learn
 
 
 def saved_history(run):
-    "The history in models/last.pth. Errors: UserError."
-
-    with last_state(run) as (_, state): return state["history"]
+    "The history in models/last.pth of the folder `run`. Errors: UserError."
+    return last_state(run)["history"]

@@ -23,54 +23,247 @@ from ..errors import UserError, explain, name_batch_size
 from ..files import write_file
 from ..log import command, log, log_to_file
 
+PACKAGES = "torch", "torchvision", "fastai", "albumentations", "timm", "numpy"
+# what a run has before its first checkpoint
+LEFTOVERS = ".lock", "training_log.txt", "config.json", "lr_find.csv", "lr_find.png"
+# columns of history.csv: those that have a value, and those that are empty without valid
+ALWAYS = "train_loss", "lr", "seconds", "images_per_second"
+ON_VALID = "valid_loss", "top1", "top5"
+
+
+# ---- what a run folder says ----
+
+class Run:
+    """The run folder `path`: its `settings`, a TrainConfig, `about`, all of config.json, history and metrics.
+
+    Each file is checked as it is read. Errors: UserError, for what is missing or damaged."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if not self.config.is_file():
+            raise UserError(f"{str(path)!r} is no run folder: it has no config.json. "
+                            "A run folder is one such as runs/cifar100/<time>-resnet18.")
+        try:
+            self.about = json.loads(self.config.read_text())
+            check_about(self.about)
+            self.settings = parse_settings(self.about["settings"])
+        # json raises a RecursionError for very deep lists
+        except (ValueError, KeyError, TypeError, RecursionError) as e: raise self.damaged(e) from e
+
+    @property
+    def config(self): return self.path / "config.json"
+
+    def damaged(self, e):
+        return UserError(f"{self.config} is damaged ({e}): the run cannot be used.")
+
+    @property
+    def archived(self): return not (self.path / "models").exists()
+
+    @property
+    def data(self):
+        "What config.json says of the data: vocab, superclasses, stats and fingerprint."
+        try:
+            check_data_facts(self.about["data"])
+        except (ValueError, KeyError, TypeError) as e: raise self.damaged(e) from e
+        return self.about["data"]
+
+    @property
+    def fingerprint(self):
+        "Of the data, {} for a run that is older than fingerprints."
+        return self.about.get("data", {}).get("fingerprint", {})
+
+    def history(self):
+        "The rows of history.csv as RunLog had them."
+        path = self.path / "history.csv"
+        try:
+            with path.open() as f: rows = [parse_row(row) for row in csv.DictReader(f)]
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, csv.Error) as e:
+            raise UserError(f"{path} cannot be read ({e}).") from e
+        if not rows: raise UserError(f"{path} has no epoch yet: train first.")
+        return rows
+
+    def metrics(self):
+        "The dictionary of metrics.json, None where there is none yet."
+        path = self.path / "metrics.json"
+        try:
+            metrics = json.loads(path.read_text())
+            check_metrics(metrics)
+        except FileNotFoundError: return None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError,
+                RecursionError) as e:
+            again = f"write it anew by python -m sifar.report {self.path}"
+            raise UserError(f"{path} is damaged ({e}): {again}") from e
+        return metrics
+
 
 def read_settings(run):
     "The TrainConfig that `run`, a run folder, was started with. Errors: UserError."
-    hints = get_type_hints(TrainConfig)
+    return Run(run).settings
 
-    def settings(about):
-        known = {k: v for k, v in about["settings"].items() if k in hints}
-        for k, v in known.items():
-            if not fits(v, hints[k]): raise ValueError(f"{k} is {v!r}")
-        return TrainConfig(**known)
-    return read_config(run, settings)
+
+def parse_settings(saved):
+    "The TrainConfig of the settings in config.json, without those of older versions. Errors: ValueError."
+    hints = get_type_hints(TrainConfig)
+    known = {k: v for k, v in saved.items() if k in hints}
+    for k, v in known.items():
+        if not fits(v, hints[k]): raise ValueError(f"{k} is {v!r}")
+    return TrainConfig(**known)
 
 
 def fits(value, hint):
-    "Whether `value` is of the type that `hint` names: a class, Literal or union; whole numbers are floats too."
-    if isinstance(hint, UnionType) or get_origin(hint) is Union: return any(fits(value, o) for o in get_args(hint))
+    "Whether `value` has the type that `hint` names: class, Literal or union; whole numbers are floats too."
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return any(fits(value, one) for one in get_args(hint))
     if get_origin(hint) is Literal: return value in get_args(hint)
-    return isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
+    if isinstance(value, bool): return hint is bool             # to Python, True is an int
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
-def read_config(run, f):
-    "What `f` makes of the dictionary in the config.json of `run`. Errors: UserError."
-    path = Path(run) / "config.json"
-    if not path.is_file(): raise UserError(f"{str(run)!r} is no run folder: it has no config.json. A run folder is one such as runs/cifar100/<time>-resnet18.")
-    try:
-        about = json.loads(path.read_text())
-        for o in about.get("commands", []): shlex.split(o)
-        return f(about)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise UserError(f"{path} is damaged ({e}): the run cannot be used.") from e
+def check_about(about):
+    """Check the dictionary that was read from config.json.
+
+    Errors: ValueError, KeyError or TypeError, where it has other parts than it should."""
+    check_type("it", about, dict)
+    check_type("settings", about["settings"], dict)
+    check_type("versions", about.get("versions", {}), dict)
+    check_type("commands", about.get("commands", []), list)
+    for line in about.get("commands", []):
+        check_type("a command", line, str)
+        shlex.split(line)                           # ValueError for a quotation mark that is alone
+    check_type("data", about.get("data", {}), dict)
+    check_type("fingerprint", about.get("data", {}).get("fingerprint", {}), dict)
 
 
-def check_resumable(old, new):
-    "Refuse to resume with settings that would change the result; more epochs are allowed."
-    changed = [k for k, v in asdict(new).items() if k not in FREE_ON_RESUME and v != asdict(old)[k]]
-    if changed == ["epochs"] and new.epochs > old.epochs: return
-    if changed:
-        listed = ", ".join(f"{flag(k)} {getattr(new, k)} (was {getattr(old, k)})" for k in changed)
-        raise UserError(f"Cannot resume {new.resume} with other settings: {listed}. Only more --epochs go; leave the others out or start a new run.")
+def check_data_facts(data):
+    "As check_about, for what it says of the data; only a learner without its data set needs that."
+    check_names("vocab", data["vocab"])
+    if data["superclasses"] is not None:
+        check_names("superclasses", data["superclasses"])
+        if len(data["superclasses"]) != len(data["vocab"]):
+            raise ValueError("superclasses and classes differ in number")
+    mean, std = data["stats"]
+    for figure in (*mean, *std): check_type("a mean or std", figure, (int, float))
+    if not len(mean) == len(std) == 3: raise ValueError("stats are not those of three channels")
 
-PACKAGES = "torch", "torchvision", "fastai", "albumentations", "timm", "numpy"
+
+def check_names(name, value):
+    check_type(name, value, list)
+    for text in value: check_type(f"one of {name}", text, str)
+
+
+def check_type(name, value, kind):
+    if not isinstance(value, kind): raise TypeError(f"{name} is {value!r}"[:100])
+
+
+def parse_row(text):
+    """A row of history.csv as numbers, None for what is empty.
+
+    Errors: ValueError, TypeError, KeyError, OverflowError."""
+    row: dict = {k: None if v == "" else float(v) for k, v in text.items()}
+    row["epoch"] = int(row["epoch"])            # OverflowError for inf, ValueError for nan
+    if any(row[k] is None for k in ALWAYS) or not set(ON_VALID) <= set(row):
+        raise ValueError("a value is missing")
+    if not all(v is None or math.isfinite(v) for v in row.values()):
+        raise ValueError("a value is no number")
+    return row
+
+
+def column(history, key, scale=1):
+    "The epochs, and the values of a column of the history; an epoch without one has None."
+    values = [None if row[key] is None else scale * row[key] for row in history]
+    return [row["epoch"] for row in history], values
+
+
+def check_metrics(metrics):
+    """Check what a report says.
+
+    Errors: ValueError, TypeError, KeyError or AttributeError, where it is missing or no number."""
+    figures = [metrics[k] for k in ("parameters", "epochs", "seconds", "images_per_second", "seed")]
+    figures += metrics["images"].values()
+    for split in ("valid", "test"):
+        if metrics[split] is None: continue
+        figures += [metrics[split][k] for k in ("top1", "top5", "loss")]
+        figures.append(metrics[split].get("ece", 0.0))          # runs of before version 0.1 have none
+    if metrics["best_epoch"] is not None: figures.append(metrics["best_epoch"])
+    for figure in figures:
+        if not isinstance(figure, (int, float)) or not math.isfinite(figure):
+            raise ValueError("a value is no number")
+
+
+def attempt(notes, *fs):
+    """What the first of `fs` gives that raises no error for users; None where all do.
+
+    The errors of those before it are logged and added to `notes`."""
+    for f in fs:
+        try: return f()
+        except (UserError, OSError) as e:
+            notes.append(explain(e))
+            log.info("%s", notes[-1])
+
+
+# ---- where runs are ----
+
+def find_runs(runs="runs"):
+    "The paths of all run folders in the folder `runs`, sorted."
+    return sorted(config.parent for config in Path(runs).glob("*/*/config.json"))
 
 
 def newest_run(runs="runs"):
-    "The run in the folder `runs` that was finished last. Errors: UserError where there is none."
-    done = [o for o in Path(runs).glob("*/*/history.csv") if o.with_name("metrics.json").is_file()]         # a new report writes metrics.json anew
-    if not done: raise UserError(f"{runs} holds no finished run: train one with python train.py, or name a run folder.")
-    return max(done, key=lambda o: o.stat().st_mtime).parent
+    "The path of the run in the folder `runs` that was finished last. Errors: UserError for none."
+    # by the history, as a new report of an old run writes its metrics.json anew
+    paths = Path(runs).glob("*/*/history.csv")
+    done = [path for path in paths if path.with_name("metrics.json").is_file()]
+    if not done:
+        raise UserError(f"{runs} holds no finished run: "
+                        "train one with python train.py, or name a run folder.")
+    return max(done, key=lambda path: path.stat().st_mtime).parent
+
+
+def last_checkpoint(run): return Path(run) / "models" / "last.pth"
+
+
+def run_path(cfg):
+    "RUNS/DATASET/NAME, by default RUNS/DATASET/TIME-ARCH."
+    name = cfg.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{cfg.arch.replace(':', '-')}"
+    return Path(cfg.runs) / Path(cfg.dataset).name / name
+
+
+def check_free(run):
+    """Raise a UserError where the folder `run` is there.
+
+    It may be, if it is of a run that was killed before its first checkpoint."""
+    if not run.exists() or (run / ".lock").exists() and only_leftovers(run): return
+    go_on = f", or go on with it by --resume {run}" if last_checkpoint(run).exists() else ""
+    raise UserError(f"{run} is there already: choose another --name{go_on}.")
+
+
+def only_leftovers(run):
+    files = [path for path in run.rglob("*") if path.is_file()]
+    return all(path.name in LEFTOVERS or path.suffix == ".tmp" for path in files)
+
+
+def new_folder(cfg):
+    "Make the folder of a new run. Errors: UserError where a run of that name is there."
+    first = run_path(cfg)
+    if cfg.name: check_free(first)
+    for run in (first, *(first.with_name(f"{first.name}-{i}") for i in range(2, 100))):
+        with suppress(FileExistsError):             # of one that started in the same second
+            run.mkdir(parents=True, exist_ok=bool(cfg.name))
+            return run
+    raise UserError(f"{first.parent} takes no new run: name one by --name.")
+
+
+# ---- a run as it trains ----
+
+def check_resumable(old, new):
+    "Refuse to resume with settings that would change the result; more epochs are allowed."
+    before, now = asdict(old), asdict(new)
+    changed = [k for k in now if k not in FREE_ON_RESUME and now[k] != before[k]]
+    if changed == ["epochs"] and new.epochs > old.epochs: return
+    if changed:
+        listed = ", ".join(f"{flag(k)} {now[k]} (was {before[k]})" for k in changed)
+        raise UserError(f"Cannot resume {new.resume} with other settings: {listed}. "
+                        "Only more --epochs go; leave the others out or start a new run.")
 
 
 @contextmanager
@@ -79,21 +272,19 @@ def open_run(cfg):
 
     Errors: UserError where another process trains in it, or where the memory is used up."""
     run = Path(cfg.resume) if cfg.resume else new_folder(cfg)
-    lock = FileLock(run / ".lock", blocking=False)          # the system lets go of it however this process ends
-    try: lock.acquire()
-    except Timeout as e: raise UserError(f"{run} is in use by another training: wait for that one, or stop it first.") from e
-    for o in run.rglob("*.tmp"): o.unlink()                 # half-written when it was killed
+    lock = get_lock(run)
+    for path in run.rglob("*.tmp"): path.unlink()           # half-written when it was killed
     handler = log_to_file(run / "training_log.txt")
     try:
-        log.info("%s in %s", "Going on" if cfg.resume else "Training", run)
-        if cfg.resume and cfg.epochs > (old := read_settings(run).epochs):
-            log.info("%d epochs instead of %d: from here on learning rate and --sizes follow the longer schedule", cfg.epochs, old)
+        say_start(run, cfg)
         with name_batch_size(cfg): yield run
     except Exception as e:
-        if text := explain(e): handler.emit(logging.LogRecord("sifar", logging.ERROR, "", 0, text, None, None))
+        # into the file only: the command itself prints it
+        if text := explain(e):
+            handler.emit(logging.LogRecord("sifar", logging.ERROR, "", 0, text, None, None))
         raise
     except (KeyboardInterrupt, SystemExit):
-        if (run / "models" / "last.pth").exists() and not cfg.dry_run:
+        if last_checkpoint(run).exists() and not cfg.dry_run:
             log.info("Stopped. Go on with:")
             log.info("  %s", command("train.py", "--resume", run))
         raise
@@ -101,104 +292,93 @@ def open_run(cfg):
         log.removeHandler(handler)
         handler.close()
         lock.release()
-        if not cfg.resume and not (run / "models" / "last.pth").exists(): shutil.rmtree(run, ignore_errors=True)
+        trained = cfg.resume or last_checkpoint(run).exists()
+        if not trained: shutil.rmtree(run, ignore_errors=True)
 
 
-def run_path(cfg):
-    "RUNS/DATASET/NAME, by default RUNS/DATASET/TIME-ARCH."
-    return Path(cfg.runs) / Path(cfg.dataset).name / (cfg.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{cfg.arch.replace(':', '-')}")
+def get_lock(run):
+    """The lock of a run folder, held; the system frees it however this process ends.
+
+    Errors: UserError where it is taken."""
+    # its file stays when it is released: check_free knows by it what was a run
+    lock = FileLock(run / ".lock", blocking=False)
+    try: lock.acquire()
+    except Timeout as e:
+        raise UserError(f"{run} is in use by another training: "
+                        "wait for that one, or stop it first.") from e
+    return lock
 
 
-def check_free(run):
-    "Raise a UserError where the folder `run` is there, unless it is what a run left that was killed before its first checkpoint."
-    leftovers = ".lock", "training_log.txt", "config.json", "lr_find.csv", "lr_find.png"
-    if run.exists() and (not (run / ".lock").exists() or any(o.is_file() and o.suffix != ".tmp" and o.name not in leftovers for o in run.rglob("*"))):
-        raise UserError(f"{run} is there already: choose another --name" + (f", or go on with it by --resume {run}." if (run / "models" / "last.pth").exists() else "."))
-
-
-def new_folder(cfg):
-    "Make the folder of a new run. Errors: UserError where a run of that name is there."
-    first = run_path(cfg)
-    if cfg.name: check_free(first)
-    for run in (first, *(first.with_name(f"{first.name}-{i}") for i in range(2, 100))):
-        with suppress(FileExistsError):
-            run.mkdir(parents=True, exist_ok=bool(cfg.name))
-            return run
-    raise UserError(f"{first.parent} takes no new run: name one by --name.")
+def say_start(run, cfg):
+    log.info("%s in %s", "Going on" if cfg.resume else "Training", run)
+    if not cfg.resume: return
+    before = read_settings(run).epochs
+    if cfg.epochs > before:
+        log.info("%d epochs instead of %d: "
+                 "from here on learning rate and --sizes follow the longer schedule",
+                 cfg.epochs, before)
 
 
 def describe_run(run, cfg, learn):
-    """Write config.json: all settings, the commands so far, versions, git commit and machine; and say what is trained on what.
+    "Write config.json: settings, commands, versions, commit and machine; and log what is trained."
+    earlier = Run(run).about.get("commands", []) if cfg.resume else []
+    about = get_about(cfg, learn, [*earlier, shlex.join(["python", *sys.argv])])
+    write_file(Path(run) / "config.json", json.dumps(about, indent=2) + "\n")
 
-    Precision, lr and wd are kept as they were chosen here, so that a run which goes on elsewhere or later stays the same run."""
-    import torch
+    from fastai.callback.hook import total_params
+    data, (parameters, _) = learn.dls.data, total_params(learn.model)
+    images = [f"{len(rows):,}" for rows in (data.train, data.valid, data.test)]
+    log.info("%s: %s train, %s valid, %s test images of %d classes",
+             cfg.dataset, *images, len(data.vocab))
+    log.info("%s: %s parameters; %s, %s; batches of %d",
+             cfg.arch, f"{parameters:,}", learn.dls.device, about["precision"], learn.dls.train.bs)
+    last = parse_sizes(cfg.sizes)[-1] if cfg.sizes else cfg.sz
+    if last < cfg.sz:
+        log.info("Careful: the last epochs train on %d pixels, but validation and use see %d: "
+                 "better let --sizes end with %d", last, cfg.sz, cfg.sz)
+
+
+def get_about(cfg, learn, commands):
+    """The dictionary of config.json.
+
+    Precision, lr and wd are kept as they were chosen here: a run may go on elsewhere."""
+    import torch  # here, as train.py --resume RUN --help reads a run folder and should be quick
 
     from ..training.callbacks import fingerprint
     from ..training.optim import lr_and_wd
     from ..training.precision import DTYPES
     data, device, (lr, wd) = learn.dls.data, learn.dls.device, lr_and_wd(cfg)
     dtype = learn.precision.dtype if hasattr(learn, "precision") else torch.float32
-    short, precision = next(k for k, v in DTYPES.items() if v == dtype), str(dtype).removeprefix("torch.")
-    commands = read_config(run, lambda about: about.get("commands", [])) if cfg.resume else []
-    parameters = sum(o.numel() for o in learn.model.parameters())
-    about = {
-        "settings": asdict(replace(cfg, resume=None, dry_run=False, seeds=1, precision=short, lr=lr, wd=wd)),
-        "commands": [*commands, shlex.join(["python", *sys.argv])],
-        "versions": {"python": platform.python_version(), **{o: version(o) for o in PACKAGES}},
+    short = next(k for k, v in DTYPES.items() if v == dtype)
+    gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return {
+        "settings": asdict(replace(cfg, resume=None, dry_run=False, seeds=1,
+                                   precision=short, lr=lr, wd=wd)),
+        "commands": commands,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_commit": git_commit(),
-        "device": f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device), "precision": precision, "machine": platform.machine(),
-        "data": {"vocab": list(data.vocab), "superclasses": data.superclasses, "stats": learn.dls.stats, "fingerprint": fingerprint(data)},
+        "device": f"{device}{gpu}",
+        "precision": str(dtype).removeprefix("torch."),
+        "machine": platform.machine(),
+        "data": {
+            "vocab": list(data.vocab),
+            "superclasses": data.superclasses,
+            "stats": learn.dls.stats,
+            "fingerprint": fingerprint(data),
+        },
     }
-    write_file(run / "config.json", json.dumps(about, indent=2) + "\n")
-    log.info("%s: %s train, %s valid, %s test images of %d classes", cfg.dataset,
-             *(f"{len(o):,}" for o in (data.train, data.valid, data.test)), len(data.vocab))
-    log.info("%s: %s parameters; %s, %s; batches of %d", cfg.arch, f"{parameters:,}", device, precision, learn.dls.train.bs)
-    if cfg.sizes and (most := parse_sizes(cfg.sizes)[-1]) < cfg.sz:
-        log.info("Careful: the last epochs train on %d pixels, but validation and use see %d: better let --sizes end with %d", most, cfg.sz, cfg.sz)
 
 
 def git_commit():
     "The commit of this checkout, with -dirty where files of it were changed; None outside of one."
-    try: return subprocess.run(["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+    # --exclude: no tags, which would take the place of the commit
+    describe = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True,
+                              check=True)
     except (OSError, subprocess.CalledProcessError): return None
+    return done.stdout.strip()
 
 
-def read_history(run):
-    "The rows of history.csv as RunLog had them. Errors: UserError."
-    path = Path(run) / "history.csv"
-    try:
-        with path.open() as f: rows: list[dict] = [{k: None if v == "" else float(v) for k, v in o.items()} for o in csv.DictReader(f)]
-        for o in rows: o.update(epoch=int(o["epoch"]), **{k: float(o[k]) for k in ("train_loss", "lr", "seconds", "images_per_second")}, **{k: o[k] for k in ("valid_loss", "top1", "top5")})
-        if not all(v is None or math.isfinite(v) for o in rows for v in o.values()): raise ValueError("a value is no number")
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, csv.Error) as e: raise UserError(f"{path} cannot be read ({e}).") from e
-    if not rows: raise UserError(f"{path} has no epoch yet: train first.")
-    return rows
-
-
-def read_metrics(run):
-    "The dictionary of metrics.json, None where there is none yet. Errors: UserError."
-    path = Path(run) / "metrics.json"
-    try:
-        metrics = json.loads(path.read_text())
-        check_metrics(metrics)
-        return metrics
-    except FileNotFoundError: return None
-    except (OSError, ValueError, TypeError, KeyError, OverflowError) as e: raise UserError(f"{path} is damaged ({e}): write it anew by python -m sifar.report {run}") from e
-
-
-def check_metrics(metrics):
-    "Raise a ValueError, TypeError or KeyError where `metrics` has not all that a report says."
-    splits = [o for o in (metrics["valid"], metrics["test"]) if o is not None]
-    figures = [metrics[k] for k in ("parameters", "epochs", "seconds", "images_per_second", "seed")]
-    figures += [o[k] for o in splits for k in ("top1", "top5", "loss", "ece")] + list(metrics["images"].values())
-    if metrics["best_epoch"] is not None: figures.append(metrics["best_epoch"])
-    if not all(isinstance(o, (int, float)) and math.isfinite(o) for o in figures): raise ValueError("a value is no number")
-
-
-def attempt(notes, *fs):
-    "What the first of `fs` gives that fails by nothing a user can mend, else None; what the ones before it complain of is logged and goes into `notes`."
-    for f in fs:
-        try: return f()
-        except (UserError, OSError) as e:
-            notes.append(explain(e))
-            log.info("%s", notes[-1])
+def write_metrics(run, metrics):
+    write_file(Path(run) / "metrics.json", json.dumps(metrics, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""A run as files to share: learner.pkl and the model.json that describes it, model.onnx, model.safetensors."""
+"""A run as files to share: learner.pkl with its model.json, model.onnx, model.safetensors."""
 import hashlib
 import json
 import os
@@ -20,112 +20,172 @@ from ..errors import UserError
 from ..files import ROOT, write_file
 from ..log import log
 from ..runs.load import load_run
-from ..runs.run import read_settings
+from ..runs.run import Run
 from .predictor import Predictor, get_classifier
 
-KEPT_FACTS = "parameters", "epochs", "seed", "images", "valid", "test", "commands", "versions", "git_commit"
-TOLERANCE = 1e-5                                                                        # of a probability, between a model and what it was exported to
+FACTS = "parameters", "epochs", "seed", "images", "valid", "test", "commands", "versions", "git_commit"
+TOLERANCE = 1e-5                # of a probability, between a model and what it was exported to
+STALE = 3600                    # seconds after which the folder of an export is one that was killed
 
 
-def export_run(run):
+# ---- learner.pkl ----
+
+def export_run(path):
     """Write the learner.pkl and the model.json of a finished run into its folder; returns its Learner.
 
-    The file takes its name only after a fresh process has loaded it, and given the learner's probabilities on 64 images. Errors: UserError."""
-    cfg = read_settings(run)
-    if not (run / "metrics.json").is_file(): raise UserError(f"{run} is not finished, it has no metrics.json: go on with it by python train.py --resume {run}")
-    try:
-        about = json.loads((run / "config.json").read_text())
-        about.update(json.loads((run / "metrics.json").read_text()))
-        about = {k: about[k] for k in KEPT_FACTS}
-    except (ValueError, KeyError, TypeError) as e: raise UserError(f"config.json or metrics.json in {run} is damaged ({e!r}): train the run again.") from e
-    learn = load_run(run, images=False)
-    write_learner(learn, run / "learner.pkl", describe(learn, cfg, about))
+    The file takes its name only after a fresh process has loaded it, and has given the learner's own
+    probabilities on 64 images. Errors: UserError."""
+    run = Run(path)
+    metrics = run.metrics()
+    if metrics is None:
+        go_on = f"go on with it by python train.py --resume {path}"
+        raise UserError(f"{path} is not finished, it has no metrics.json: {go_on}")
+    known = {**run.about, **metrics}
+    missing = [k for k in FACTS if k not in known]
+    if missing:
+        raise UserError(f"{run.config} is damaged: it does not say {', '.join(missing)}. "
+                        "Train the run again.")
+    learn = load_run(path, images=False)
+    about = describe(learn, run.settings, {k: known[k] for k in FACTS})
+    write_learner(learn, run.path / "learner.pkl", about)
     return learn
 
 
 def write_learner(learn, path, about):
-    "Export `learn` to `path`, checked, and the dictionary `about` with its SHA-256 to the model.json beside it."
-    for old in path.parent.glob(".export-*"):                   # of an export that was killed
-        with suppress(FileNotFoundError):                       # another export took it away
-            if time.time() - old.stat().st_mtime > 3600: shutil.rmtree(old, ignore_errors=True)
+    "Export `learn` to `path`, checked, and `about` with its SHA-256 to the model.json beside it."
+    remove_stale(path.parent)
     images, probs = some_probs(learn)
     with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         tmp = Path(folder).resolve() / path.name
         learn.export(tmp)
         check_probs(path.name, probs, in_fresh_process(tmp, images))
-        path.with_name("model.json").unlink(missing_ok=True)                    # a crash between these lines leaves files that load
+        # in this order a crash leaves files that load: a learner needs no model.json,
+        # but refuses that of another
+        path.with_name("model.json").unlink(missing_ok=True)
         os.replace(tmp, path)
-    write_file(path.with_name("model.json"), json.dumps({**about, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}, indent=2) + "\n")
-    log.info("%s is written: a fresh process loaded it, and gave the same probabilities on %d images (within %g)", path, len(images), TOLERANCE)
+    about = {**about, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    write_file(path.with_name("model.json"), json.dumps(about, indent=2) + "\n")
+    log_written(path, "a fresh process loaded it, and gave", images)
 
+
+def log_written(path, how, images):
+    log.info("%s is written: %s the same probabilities on %d images (within %g)",
+             path, how, len(images), TOLERANCE)
+
+
+def remove_stale(folder):
+    "Remove what exports that were killed left in `folder`."
+    for old in folder.glob(".export-*"):
+        with suppress(FileNotFoundError):                       # another export took it away
+            if time.time() - old.stat().st_mtime > STALE: shutil.rmtree(old, ignore_errors=True)
+
+
+def describe(learn, cfg, about):
+    "What model.json says of a run, without the folders of this machine; `about` are its FACTS."
+    classifier, sz = get_classifier(learn)
+    return {
+        "classes": list(learn.dls.vocab),
+        "superclasses": learn.dls.data.superclasses,
+        "size": sz,
+        "mean": classifier.mean.flatten().tolist(),
+        "std": classifier.std.flatten().tolist(),
+        "dataset": PureWindowsPath(cfg.dataset).name,           # it splits at both \ and /
+        "arch": cfg.arch,
+        **about,
+        "commands": [without_folders(line) for line in about["commands"]],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+# ---- whether it says the same as the learner ----
 
 def some_images(learn, n=64):
-    "Up to `n` images (n,sz,sz,3) uint8 of the test set, or where that is empty of the others; noise where the data set is not at hand."
+    """Up to `n` images (n,sz,sz,3) uint8 of the test set, or where that is empty of the others.
+
+    They are noise where the data set is not at hand."""
     data = learn.dls.data
-    rows = next(o for o in (data.test, data.valid, data.train) if len(o))
+    rows = next(rows for rows in (data.test, data.valid, data.train) if len(rows))
     return data.images[rows[:n]]
 
 
 def some_probs(learn):
-    "Images, and the probabilities (n,c) that `learn` itself gives them in float32, by fastai's get_preds."
+    "Images, and the probabilities (n,c) that `learn` itself gives them in float32."
     images = some_images(learn)
-    with learn.removed_cbs([o for o in learn.cbs if type(o) not in defaults.callbacks]), learn.no_bar(): return images, learn.get_preds(dl=learn.dls.test_dl(list(images), rm_type_tfms=0))[0]
+    # rm_type_tfms: else fastai refuses images that are no row numbers
+    dl = learn.dls.test_dl(list(images), rm_type_tfms=0)
+    # without our callbacks, such as Precision, which rounds
+    ours = [cb for cb in learn.cbs if type(cb) not in defaults.callbacks]
+    with learn.removed_cbs(ours), learn.no_bar(): probs, _ = learn.get_preds(dl=dl)
+    return images, probs
 
 
 def in_fresh_process(path, images):
-    "The probabilities that the learner file `path` gives to images in another process, which leaves nothing of this one behind. Errors: UserError."
-    np.save(path.with_name("images.npy"), images)
+    """The probabilities (n,c) that the learner file `path` gives to images in a fresh process.
+
+    Errors: UserError where it does not load."""
+    inputs, outputs = path.with_name("images.npy"), path.with_name("probs.npy")
+    np.save(inputs, images)
     code = f"import sys; from {__name__} import save_probs; save_probs(*sys.argv[1:])"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, path, path.with_name("images.npy"), path.with_name("probs.npy")],
-                          env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}, capture_output=True, text=True)
-    if done.returncode: raise UserError(f"The exported learner does not load: {(done.stderr.strip() or 'its process was ended').splitlines()[-1]}")
-    return torch.from_numpy(np.load(path.with_name("probs.npy")))
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "",
+           "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, path, inputs, outputs],
+                          env=env, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip() or "its process was ended"
+        raise UserError(f"The exported learner does not load: {said.splitlines()[-1]}")
+    return torch.from_numpy(np.load(outputs))
 
 
 def save_probs(path, images, probs):
+    "What the fresh process does."
     with one_line_errors(): np.save(probs, Predictor(path, "cpu").probs(np.load(images)).numpy())
 
 
 def check_probs(name, want, got):
     diff = (want - got).abs().max().item()
-    if not diff < TOLERANCE: raise UserError(f"{name} gives other probabilities than the learner (by {diff:.2g}), so it was not kept: please report this.")
+    if diff < TOLERANCE: return             # which NaN is not
+    raise UserError(f"{name} gives other probabilities than the learner (by {diff:.2g}), "
+                    "so it was not kept: "
+                    "please report this.")
 
 
-def describe(learn, cfg, about):
-    "What model.json says of a run, without anything that tells of this machine's folders; `about` are its facts."
-    classifier, sz = get_classifier(learn)
-    return {
-        "classes": list(learn.dls.vocab), "superclasses": learn.dls.data.superclasses,
-        "size": sz, "mean": classifier.mean.flatten().tolist(), "std": classifier.std.flatten().tolist(),
-        "dataset": PureWindowsPath(cfg.dataset).name, "arch": cfg.arch, **about, "commands": [without_folders(o) for o in about["commands"]],
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+# ---- other formats ----
+
+def check_onnx():
+    "Raise a UserError where a package is missing that write_onnx needs."
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401     torch.onnx needs it
+    except ImportError as e:
+        raise UserError(f"--onnx needs {e.name}: pip install onnx onnxscript onnxruntime") from e
 
 
 def write_onnx(learn, path):
-    """Write the model to `path` as ONNX: images (n,sz,sz,3) uint8 -> probabilities (n,c), checked with ONNX Runtime.
+    """Write the model to `path` as ONNX, checked: images (n,sz,sz,3) uint8 -> probabilities (n,c).
 
     Errors: UserError where a package that this needs is missing."""
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401     torch.onnx needs it
-    except ImportError as e: raise UserError(f"--onnx needs {e.name}: pip install onnx onnxscript onnxruntime") from e
+    check_onnx()
+    import onnxruntime
     classifier, _ = get_classifier(learn)
     images, probs = some_probs(learn)
-    x = torch.from_numpy(images)
-    program = torch.onnx.export(classifier, (x[:2],), dynamo=True, external_data=False, verbose=False, input_names=["images"],
-                                output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},))
+    # two images to trace with: from one, the exporter takes n for the constant 1
+    program = torch.onnx.export(
+        classifier, (torch.from_numpy(images[:2]),), dynamo=True, external_data=False, verbose=False,
+        input_names=["images"], output_names=["probabilities"],
+        dynamic_shapes=({0: torch.export.Dim("n")},))
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     check_probs("model.onnx", probs, torch.from_numpy(session.run(None, {"images": images})[0]))
     write_file(path, content)
-    log.info("%s is written: ONNX Runtime gave the same probabilities on %d images (within %g)", path, len(images), TOLERANCE)
+    log_written(path, "ONNX Runtime gave", images)
 
 
 def write_weights(learn, path):
-    "Write the weights to `path` as safetensors, with what the model.json beside it says of them as metadata."
+    "Write the weights to `path` as safetensors, with facts of the model.json beside it as metadata."
     from safetensors.torch import save
     about = json.loads(path.with_name("model.json").read_text())
     tensors = {k: v.detach().contiguous().cpu() for k, v in learn.model.state_dict().items()}
-    write_file(path, save(tensors, {k: json.dumps(about[k]) for k in ("classes", "arch", "size", "mean", "std")}))
+    # of text alone
+    metadata = {k: json.dumps(about[k]) for k in ("classes", "arch", "size", "mean", "std")}
+    write_file(path, save(tensors, metadata))
     log.info("%s is written", path)

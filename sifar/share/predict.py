@@ -14,7 +14,7 @@ from ..log import log, log_to_screen, progress, quiet_imports
 
 @dataclass
 class PredictConfig:
-    """Classify image files, and all files in folders of them; what cannot be read is reported and skipped."""
+    """Classify image files, and all files in folders of them; what is no image is reported and skipped."""
     model: Positional[Path]
     "learner.pkl, or the run folder that holds it"
     images: Positional[tuple[Path, ...]]
@@ -26,25 +26,40 @@ class PredictConfig:
 
 
 def predict(cfg):
-    if cfg.top_k < 1: raise UserError(f"--top-k {cfg.top_k} is out of range: it must be at least 1.")
-    if cfg.csv and cfg.csv.is_dir(): raise UserError(f"--csv {cfg.csv} is a folder: name a file.")
+    check(cfg)
     from .predictor import Predictor
-    predictor, files, rows = Predictor(cfg.model), list_images(cfg.images), []
-    with progress() as bar:
-        task = bar.add_task("", total=len(files))
-        for f, top in zip(files, predictor.predict_each(files, cfg.top_k)):
-            bar.advance(task)
-            if isinstance(top, UserError): log.warning("Skipped: %s", top.text)
-            else:
-                rows.append([f, *(o for pair in top for o in pair)])
-                if not cfg.csv: log.info("%s  %s", f, "  ".join(f"{label} {100 * p:.1f} %" for label, p in top))
+    files = list_images(cfg.images)
+    rows = list(classify(Predictor(cfg.model), files, cfg.top_k, say=not cfg.csv))
     if not rows: raise UserError(f"None of the {len(files)} files could be read as an image.")
     if cfg.csv: write_csv(cfg.csv, rows)
-    if cfg.csv or len(rows) < len(files): log.info("%d of %d images classified%s", len(rows), len(files), f", all in {cfg.csv}" if cfg.csv else "")
+    where = f", all in {cfg.csv}" if cfg.csv else ""
+    if cfg.csv or len(rows) < len(files):
+        log.info("%d of %d images classified%s", len(rows), len(files), where)
+
+
+def check(cfg):
+    if cfg.top_k < 1: raise UserError(f"--top-k {cfg.top_k} is out of range: it must be at least 1.")
+    if cfg.csv and cfg.csv.is_dir(): raise UserError(f"--csv {cfg.csv} is a folder: name a file.")
+
+
+def classify(predictor, files, k, say):
+    "Yields a row for write_csv for each readable file; logs the others, and where `say` the labels."
+    with progress() as bar:
+        task = bar.add_task("", total=len(files))
+        for file, top in zip(files, predictor.predict_each(files, k)):
+            bar.advance(task)
+            if isinstance(top, UserError):
+                log.warning("Skipped: %s", top.text)
+                continue
+            labels = "  ".join(f"{label} {100 * p:.1f} %" for label, p in top)
+            if say: log.info("%s  %s", file, labels)
+            yield [file, *(value for pair in top for value in pair)]
 
 
 def list_images(paths):
-    "The files among `paths`, and those in the folders among them, as visible_files has them. Errors: UserError."
+    """The files among `paths`, and those in the folders among them, as visible_files has them.
+
+    Errors: UserError."""
     from ..data.folder import visible_files
     files: list[Path] = []
     for path in paths:
@@ -60,10 +75,14 @@ def write_csv(path, rows):
     "Write rows of file, label, probability, label, probability, ... with a header."
     text, k = io.StringIO(), len(rows[0]) // 2
     out = csv.writer(text, lineterminator="\n")
-    out.writerow(["file", *(f"{o}_{i}" for i in range(1, k + 1) for o in ("label", "probability"))])
-    out.writerows([f"{o:.6f}" if isinstance(o, float) else o for o in row] for row in rows)
+    names = [f"{name}_{i}" for i in range(1, k + 1) for name in ("label", "probability")]
+    out.writerow(["file", *names])
+    for file, *pairs in rows:
+        pairs[1::2] = [f"{p:.6f}" for p in pairs[1::2]]
+        out.writerow([file, *pairs])
     path.parent.mkdir(parents=True, exist_ok=True)
-    write = Path.write_bytes if path.exists() and not path.is_file() else write_file        # a device such as /dev/stdout stays one
+    device = path.exists() and not path.is_file()           # such as /dev/stdout, which must stay one
+    write = Path.write_bytes if device else write_file
     write(path, text.getvalue().encode(errors="surrogateescape"))               # file names are bytes
 
 

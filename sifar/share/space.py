@@ -1,6 +1,7 @@
 """A run as a Hugging Face Space: a folder that is complete, and its upload."""
 import json
 import platform
+import re
 import shutil
 import tempfile
 from importlib.metadata import version
@@ -10,114 +11,139 @@ from ..errors import UserError
 from ..files import ROOT, write_file
 from ..log import log
 
-NEEDED = "fastai", "fastcore", "gradio", "matplotlib", "numpy", "pillow", "rich", "safetensors", "torch", "torchvision"      # what the page imports
+# what the page imports
+NEEDED = ("fastai", "fastcore", "gradio", "matplotlib", "numpy", "pillow", "rich", "safetensors",
+          "torch", "torchvision")
 LICENSE = "apache-2.0"
+OURS = b'---\ntitle: "sifar '               # how the README.md of our Spaces begins
+LFS = "*.pkl filter=lfs diff=lfs merge=lfs -text\n*.png filter=lfs diff=lfs merge=lfs -text\n"
 
+
+# ---- the folder ----
 
 def write_space(run, folder):
-    """Write a complete Space that shows the exported `run` into `folder`, which is empty, new, or an earlier Space.
+    """Write a Space that shows the exported `run` into `folder`, which is empty, new, or an earlier Space.
 
     Errors: UserError where something else is in it."""
     run, folder = Path(run), check_folder(folder)
     about = json.loads((run / "model.json").read_text())
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "README.md", front_matter(about) + model_card(about))           # first: it says that the folder is ours, should the rest break off
-    if (folder / "sifar").is_dir(): shutil.rmtree(folder / "sifar")             # so that no module of an older sifar stays
+    # first, as it says that the folder is ours, should the rest break off
+    write_file(folder / "README.md", model_card(about))
+    # so that no module of an older sifar stays
+    if (folder / "sifar").is_dir(): shutil.rmtree(folder / "sifar")
     for path in space_files():
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         write_file(copy, path.read_bytes())
     for name in ("learner.pkl", "model.json"): write_file(folder / name, (run / name).read_bytes())
     write_file(folder / "requirements.txt", requirements(about))
-    write_file(folder / ".gitattributes", "*.pkl filter=lfs diff=lfs merge=lfs -text\n*.png filter=lfs diff=lfs merge=lfs -text\n")
+    write_file(folder / ".gitattributes", LFS)
     log.info("%s is a complete Space: python app.py starts it there", folder)
 
 
 def check_folder(folder):
     "`folder`, where a Space may be written into it. Errors: UserError."
     folder = Path(folder)
-    ours = (folder / "README.md").is_file() and (folder / "README.md").read_bytes().startswith(b"---\ntitle: \"sifar ")
+    readme = folder / "README.md"
+    ours = readme.is_file() and readme.read_bytes().startswith(OURS)
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not ours:
         raise UserError(f"{folder} holds something else than a Space: choose a new folder.")
     return folder
 
 
-def space_files(): return [ROOT / "app.py", ROOT / "LICENSE", *sorted((ROOT / "sifar").rglob("*.py")), *sorted((ROOT / "examples").glob("*.png"))]
+def space_files():
+    "All of sifar, its templates too, and what the page shows."
+    sources = (path for pattern in ("*.py", "*.j2") for path in (ROOT / "sifar").rglob(pattern))
+    examples = sorted((ROOT / "examples").glob("*.png"))
+    return [ROOT / "app.py", ROOT / "LICENSE", *sorted(sources), *examples]
 
 
 def requirements(about):
     "The exact versions that are installed here, of what the page needs and no more."
-    needed = (*NEEDED, *(["timm"] if about["arch"].startswith("timm:") else []))
-    return "".join(f"{o}=={version(o).split('+')[0]}\n" for o in needed)
+    needed = [*NEEDED, "timm"] if about["arch"].startswith("timm:") else NEEDED
+    # of a version such as 2.15.0+cpu, registries know the first part
+    return "".join(f"{package}=={version(package).split('+')[0]}\n" for package in needed)
 
 
-def front_matter(about):
-    return f"""---
-title: {json.dumps("sifar " + about["dataset"])}
-emoji: 🔎
-colorFrom: green
-colorTo: blue
-sdk: gradio
-sdk_version: {version("gradio")}
-python_version: "{platform.python_version().rpartition(".")[0]}"
-app_file: app.py
-license: {LICENSE}
----
-"""
-
+# ---- the model card: card.md.j2 ----
 
 def model_card(about):
-    splits = {"test": "", "valid": ", on which the epoch was chosen"}
-    figures = "\n".join(f"| {k} ({about['images'][k]:,} images{what}) | {100 * about[k]['top1']:.2f} % | {100 * about[k]['top5']:.2f} % |"
-                        for k, what in splits.items() if about[k])
-    commands = "\n".join(f"    {o}" for o in about["commands"])
-    packages = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-    return f"""
-# {about["arch"]} on {about["dataset"]}
+    "The README.md of a Space, from the dictionary of model.json."
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    # jinja2's autoescape knows HTML alone: `finalize` sees each value as it is put into the text
+    env = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
+                      finalize=plain, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    env.filters.update(yaml=yaml_text, verbatim=Verbatim)
+    notes = {"test": "", "valid": ", on which the epoch was chosen"}
+    text = env.get_template("card.md.j2").render(
+        **about,
+        figures=[card_row(split, about, note) for split, note in notes.items() if about[split]],
+        gradio=version("gradio"),
+        python=platform.python_version().rpartition(".")[0],
+        license=LICENSE)
+    return text.encode(errors="replace")            # the name of a folder of images need not be text
 
-An image classifier of {about["parameters"]:,} parameters for pictures of {about["size"]} x {about["size"]} pixels, trained with fastai by sifar.
 
-| images | top-1 | top-5 |
-|---|---|---|
-{figures}
+def card_row(split, about, note):
+    figures = about[split]
+    top1, top5 = (f"{100 * figures[k]:.2f} %" for k in ("top1", "top5"))
+    return {"split": split, "images": about["images"][split], "note": note, "top1": top1, "top5": top5}
 
-## How to make it again
 
-With sifar at commit {about["git_commit"] or "(not known)"}, seed {about["seed"]}, {about["epochs"]} epochs on {about["images"]["train"]:,} images:
+class Verbatim(str):
+    "Text on one line that `plain` leaves as it is."
+    def __new__(cls, text): return super().__new__(cls, " ".join(str(text).split()))
 
-{commands}
 
-It was trained with {packages}.
+def plain(value):
+    """A value as text on one line of Markdown that shows it as it is.
 
-## What it is not
+    An underscore within a word means nothing there."""
+    if isinstance(value, Verbatim): return value
+    text = " ".join(str(value).split())
+    return re.sub(r"[\\`*<>\[\]|&#~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
-It knows only these {len(about["classes"])} classes, and calls every picture one of them; a high probability is no promise. It saw small pictures of
-single things, and is worse on anything else. It is meant for learning and for showing, not for decisions about people.
 
-Classes: {", ".join(about["classes"])}.
+def yaml_text(text):
+    """A string of YAML for any text: that of JSON, and readable.
 
-`learner.pkl` is a fastai learner, written as a recipe and weights: `sifar.load_learner` reads it without unpickling anything, and compares its SHA-256 with `model.json`.
-"""
+    Characters that YAML does not allow, or takes for new lines, are escaped."""
+    odd = r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]"
+    readable = json.dumps(text, ensure_ascii=False)
+    return Verbatim(re.sub(odd, lambda found: f"\\u{ord(found[0]):04x}", readable))
 
+
+# ---- the upload ----
 
 def check_push(repo):
-    "The token of Hugging Face, of `hf auth login` or the environment variable HF_TOKEN. Errors: UserError where there is none, or `repo` is not USER/NAME."
+    """The token of Hugging Face, from `hf auth login` or the environment variable HF_TOKEN.
+
+    Errors: UserError where there is none, or `repo` is not USER/NAME."""
     from huggingface_hub import get_token
-    if repo.count("/") != 1 or not all(repo.split("/")): raise UserError(f"--push {repo}: it should be USER/NAME.")
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise UserError(f"--push {repo}: it should be USER/NAME.")
     if token := get_token(): return token
-    raise UserError("--push needs a token of Hugging Face that may write: run hf auth login, or set HF_TOKEN.")
+    raise UserError("--push needs a token of Hugging Face that may write: "
+                    "run hf auth login, or set HF_TOKEN.")
 
 
 def push_space(run, repo):
-    "Upload the Space of `run` to `repo`, USER/NAME on Hugging Face, which is made where it is not there. Errors: UserError."
+    """Upload the Space of `run` to `repo`, USER/NAME on Hugging Face, which is made where it is missing.
+
+    Errors: UserError."""
     from huggingface_hub import HfApi
     token = check_push(repo)
     with tempfile.TemporaryDirectory() as folder:
         write_space(run, folder)
         try:
             url = HfApi().create_repo(repo, repo_type="space", space_sdk="gradio", exist_ok=True)
-            HfApi().upload_folder(repo_id=repo, folder_path=folder, repo_type="space", delete_patterns="sifar/*", commit_message="The Space of an exported run")
-        except Exception as e:              # of its own, of its HTTP client, of its transfer library, of the system
+            HfApi().upload_folder(repo_id=repo, folder_path=folder, repo_type="space",
+                                  delete_patterns="sifar/*",
+                                  commit_message="The Space of an exported run")
+        # of the library, its HTTP client, its transfer library, the system: they have no common base
+        except Exception as e:
             reason = " ".join(str(e).split()).replace(token, "[token]")[:200]
-            raise UserError(f"Hugging Face did not take {repo} ({type(e).__name__}: {reason}): mend that and push again.") from None
+            raise UserError(f"Hugging Face did not take {repo} ({type(e).__name__}: {reason}): "
+                            "correct that and push again.") from None
     log.info("%s is on line; its first start takes some minutes", url)
