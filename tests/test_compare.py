@@ -50,7 +50,8 @@ def test_seeds_are_runs_of_their_own(runs):
     assert sorted(o.name for o in runs.iterdir()) == ["pair-5", "pair-6", "short"]
     settings = [json.loads((runs / o / "config.json").read_text())["settings"] for o in ("pair-5", "pair-6")]
     assert [o["seed"] for o in settings] == [5, 6] and [o["seeds"] for o in settings] == [1, 1]
-    assert read_history(runs / "pair-5")[0]["train_loss"] != read_history(runs / "pair-6")[0]["train_loss"]
+    losses = [Run(runs / name).history()[0]["train_loss"] for name in ("pair-5", "pair-6")]
+    assert losses[0] != losses[1]
     assert mean_of_pair(runs) in (runs.parent / "said").read_text()
 
 
