@@ -1,4 +1,5 @@
 """The learner of a run folder: as it goes on, and with the weights that count."""
+import errno
 import pickle
 import struct
 from dataclasses import replace
@@ -61,6 +62,10 @@ def last_state(run):
     try: state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing: this run cannot go on, start a new one.") from e
+    except OSError as e:
+        # torch seeks to before the beginning of a file that was cut off
+        if e.errno == errno.EINVAL: raise damaged(run, e) from e
+        raise
     except NO_CHECKPOINT as e: raise damaged(run, e) from e
     if problem := check_state(state): raise damaged(run, problem)
     return state
