@@ -4,7 +4,12 @@ from .errors import UserError
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "TrainConfig", "UserError", "get_dls", "get_learner", "load_learner"]
-HOMES = {"get_dls": "data.loaders", "get_learner": "training.learner", "Predictor": "share.predictor", "load_learner": "training.recipe"}
+HOMES = {
+    "get_dls": "data.loaders",
+    "get_learner": "training.learner",
+    "Predictor": "share.predictor",
+    "load_learner": "training.recipe",
+}
 
 
 def __getattr__(name):

@@ -13,7 +13,7 @@ from .errors import UserError, explain
 
 
 def parse_args(args=None):
-    "The TrainConfig of a command line: preset or resumed run first, then the flags. Errors: UserError, SystemExit."
+    "The TrainConfig of a command line: a preset or a resumed run, then the flags. Errors: UserError."
     import argparse
 
     from .runs.run import check_resumable, read_settings
@@ -50,25 +50,33 @@ def cli(f, args, prog, **kwargs):
             return tyro.cli(f, args=args, prog=prog, **kwargs)
     except SystemExit as e:
         if e.code != 2: raise
-        def rule(line): return not line.strip("─-╰╯")
-        lines = [o.strip("│ ") for o in complaint.getvalue().splitlines()[1:]]          # of tyro's box, what stands up to the rule below it
-        raise UserError(" ".join(takewhile(lambda o: not rule(o), dropwhile(rule, lines))) + " (--help lists all settings)") from e
+        raise UserError(f"{boxed_text(complaint.getvalue())} (--help lists all settings)") from e
+
+
+def boxed_text(box):
+    "What tyro complains of: the text in its box, up to the rule below which it shows help."
+    def is_rule(line): return not line.strip("─-╰╯")
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    return " ".join(takewhile(lambda line: not is_rule(line), dropwhile(is_rule, lines)))
 
 
 @contextmanager
 def one_line_errors():
-    "Whatever a user can cause ends in one line on stderr and exit code 2, without a traceback; Ctrl-C and SIGTERM with 130 and 143."
-    caught = []
+    """Whatever a user can cause ends in one line on stderr and exit code 2, without a traceback.
+
+    Ctrl-C and SIGTERM end with 130 and 143. Afterwards the signals are handled as before."""
+    caught, before = [], {}
 
     def stop(signum, frame):
         caught.append(signum)
         raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(143)
 
-    def unraisable(o):              # an exception in a finalizer is printed and lost: this one is not, see below
-        if not (caught and isinstance(o.exc_value, (KeyboardInterrupt, SystemExit))): hook(o)
+    def unraisable(about):
+        # Python prints and drops what is raised in a finalizer: a signal that came there is raised below
+        if not (caught and isinstance(about.exc_value, (KeyboardInterrupt, SystemExit))): hook(about)
 
-    with suppress(ValueError):      # in a thread
-        for o in (signal.SIGINT, signal.SIGTERM): signal.signal(o, stop)
+    with suppress(ValueError):      # signals can be set in the main thread alone
+        for signum in (signal.SIGINT, signal.SIGTERM): before[signum] = signal.signal(signum, stop)
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         yield
@@ -81,13 +89,24 @@ def one_line_errors():
         if text is None: raise
         print(f"sifar: {text}", file=sys.stderr)
         sys.exit(2)
-    finally: sys.unraisablehook = hook
+    finally:
+        sys.unraisablehook = hook
+        for signum, handler in before.items(): signal.signal(signum, handler)
 
 
 def without_folders(command):
     "A command line with the names of files and folders instead of their absolute paths."
-    def short(o):
-        flag, _, value = o.partition("=")
-        def far(o): return Path(o).is_absolute() or PureWindowsPath(o).is_absolute() or ".." in Path(o).parts or "://" in o
-        return f"{flag}={PureWindowsPath(value).name}" if flag.startswith("-") and far(value) else PureWindowsPath(o).name if far(o) else o
-    return shlex.join(map(short, shlex.split(command)))
+    return shlex.join(map(without_folder, shlex.split(command)))
+
+
+def without_folder(word):
+    "A word of a command line, with the last name alone where it, or the value of a --flag=value, is a path."
+    name, equals, value = word.partition("=")
+    if name.startswith("-") and is_far(value): return f"{name}={PureWindowsPath(value).name}"
+    return PureWindowsPath(word).name if is_far(word) else word
+
+
+def is_far(word):
+    "Whether a word leads out of the working directory: an absolute path, one with .., or an address."
+    absolute = Path(word).is_absolute() or PureWindowsPath(word).is_absolute()
+    return absolute or ".." in Path(word).parts or "://" in word

@@ -1,7 +1,8 @@
-"""Every setting of a training run, once: the command line, the run folder and the notebook all use this one."""
+"""Every setting of a training run, once: for the command line, the run folder and notebooks."""
 import difflib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -92,60 +93,102 @@ class TrainConfig:
     "log to Weights & Biases too"
 
     def __post_init__(self):
-        if str(self.dataset) not in DATASETS and Path(self.dataset).is_dir():       # the run goes on from anywhere
+        if str(self.dataset) not in DATASETS and Path(self.dataset).is_dir():
+            # an absolute path, so that the run can be resumed from any folder
             object.__setattr__(self, "dataset", str(Path(self.dataset).resolve()))
-        for name, ok, rule in (
-                ("valid_pct", 0 <= self.valid_pct <= 0.5, "between 0 and 0.5"),
-                ("sz", 8 <= self.sz <= 512, "between 8 and 512 pixels"),
-                ("epochs", self.epochs >= 1, "at least 1"),
-                ("bs", self.bs >= 2, "at least 2 images"),
-                ("mixup", 0 <= self.mixup < float("inf"), "0 or more"),
-                ("cutmix", 0 <= self.cutmix < float("inf"), "0 or more"),
-                ("mix_prob", 0 < self.mix_prob <= 1, "above 0 and at most 1"),
-                ("smoothing", 0 <= self.smoothing < 1, "from 0 to below 1"),
-                ("lr", self.lr is None or self.lr == "auto" or 0 < self.lr < float("inf"), "above 0, or auto"),
-                ("seeds", 1 <= self.seeds <= 100, "between 1 and 100"),
-                ("wd", self.wd is None or 0 <= self.wd < float("inf"), "0 or more"),
-                ("clip", self.clip is None or 0 < self.clip < float("inf"), "above 0"),
-                ("ema", 0 <= self.ema < 1, "from 0 to below 1"),
-                ("warmup", 0 <= self.warmup < 1, "a share of the epochs, from 0 to below 1 (0.05 of 100 epochs = 5)"),
-                ("seed", 0 <= self.seed <= 2**32 - self.seeds, "between 0 and 4294967295, and so the seeds after it"),
-                ("workers", 0 <= self.workers <= 64, "between 0 and 64"),
-                ("name", self.name is None or Path(self.name).name == self.name and self.name.strip("."), "a plain folder name, without slashes")):
-            if not ok: raise UserError(f"{flag(name)} {getattr(self, name)} is out of range: it must be {rule}.")
+        self.check_ranges()
+        self.check_together()
+
+    def check_ranges(self):
+        "Raise a UserError for a setting that is out of its range."
+        inf, lr, name = float("inf"), self.lr, self.name
+        rules = (
+            ("valid_pct", 0 <= self.valid_pct <= 0.5, "between 0 and 0.5"),
+            ("sz", 8 <= self.sz <= 512, "between 8 and 512 pixels"),
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("bs", self.bs >= 2, "at least 2 images"),
+            ("mixup", 0 <= self.mixup < inf, "0 or more"),
+            ("cutmix", 0 <= self.cutmix < inf, "0 or more"),
+            ("mix_prob", 0 < self.mix_prob <= 1, "above 0 and at most 1"),
+            ("smoothing", 0 <= self.smoothing < 1, "from 0 to below 1"),
+            ("lr", lr is None or lr == "auto" or 0 < lr < inf, "above 0, or auto"),
+            ("seeds", 1 <= self.seeds <= 100, "between 1 and 100"),
+            ("wd", self.wd is None or 0 <= self.wd < inf, "0 or more"),
+            ("clip", self.clip is None or 0 < self.clip < inf, "above 0"),
+            ("ema", 0 <= self.ema < 1, "from 0 to below 1"),
+            ("warmup", 0 <= self.warmup < 1, "a share of the epochs, from 0 to below 1"),
+            # fastai's set_seed takes 32 bits
+            ("seed", 0 <= self.seed <= 2**32 - self.seeds, "between 0 and 4294967295, as all --seeds after it"),
+            ("workers", 0 <= self.workers <= 64, "between 0 and 64"),
+            ("name", name is None or is_folder_name(name), "a plain folder name, without slashes"),
+        )
+        for key, ok, rule in rules:
+            if ok: continue
+            raise UserError(f"{flag(key)} {getattr(self, key)} is out of range: it must be {rule}.")
+
+    def check_together(self):
+        "Raise a UserError for settings that do not fit together."
         if not self.arch.startswith("timm:"): nearest("architecture", self.arch, ARCHS, "or timm:NAME")
         if self.sz != 32 and self.dataset in DATASETS:
             raise UserError(f"--sz {self.sz} is for folders of images: {self.dataset} has 32 pixels.")
-        if self.sizes is not None and not all(8 <= o <= self.sz for o in parse_sizes(self.sizes)):
-            raise UserError(f"--sizes {self.sizes} is out of range: each has to be between 8 and --sz {self.sz} pixels.")
+        if self.sizes is not None and not all(8 <= side <= self.sz for side in parse_sizes(self.sizes)):
+            rule = f"each has to be between 8 and --sz {self.sz} pixels"
+            raise UserError(f"--sizes {self.sizes} is out of range: {rule}.")
         if self.resume and (self.seeds > 1 or self.lr_find or self.show_batch or self.profile):
-            raise UserError("--resume goes on with one run: leave out --seeds, --lr-find, --show-batch and --profile.")
-        if self.augment == "batch" and self.aug not in ("weak", "light", "standard"): raise UserError(f"--augment batch knows --aug weak, light and standard only: --aug {self.aug} takes --augment item.")
-        if self.bs % 2 and (self.mixup or self.cutmix): raise UserError(f"--mixup and --cutmix mix pairs of images: --bs {self.bs} has to be even.")
+            others = "--seeds, --lr-find, --show-batch and --profile"
+            raise UserError(f"--resume goes on with one run: leave out {others}.")
+        if self.augment == "batch" and self.aug not in ("weak", "light", "standard"):
+            known = "--augment batch knows --aug weak, light and standard only"
+            raise UserError(f"{known}: --aug {self.aug} takes --augment item.")
+        if self.bs % 2 and (self.mixup or self.cutmix):
+            raise UserError(f"--mixup and --cutmix mix pairs of images: --bs {self.bs} has to be even.")
+
+
+def is_folder_name(name):
+    "Whether `name` is one folder, and neither . nor .."
+    return Path(name).name == name and bool(name.strip("."))
 
 
 def parse_sizes(text):
     "The image size of each epoch in `text`: 16x2,24,32 is [16, 16, 24, 32]. Errors: UserError."
-    parts = [re.fullmatch(r"([0-9]{1,4})(?:x([0-9]{1,4}))?", o.strip()) for o in text.split(",")]
-    sizes = [int(o[1]) for o in parts if o for _ in range(int(o[2] or 1))] if all(parts) else []
-    if not sizes: raise UserError(f"--sizes {text!r} is no list of sizes: write SIDE or SIDExEPOCHS with commas between, such as 16x2,24,32.")
+    sizes = []
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]{1,4})(?:x([0-9]{1,4}))?", part.strip())
+        if not match:
+            how = "write SIDE or SIDExEPOCHS with commas between, such as 16x2,24,32"
+            raise UserError(f"--sizes {text!r} is no list of sizes: {how}.")
+        sizes += [int(match[1])] * int(match[2] or 1)
+    if not sizes: raise UserError(f"--sizes {text!r} is no list of sizes: all of it is for 0 epochs.")
     return sizes
 
 
-muon = partial(TrainConfig, valid_pct=0.0, aug="light", augment="batch", bs=512, opt="muon", wd_norm=False, schedule="linear")
-PRESETS = {
+# what the presets with Muon have in common
+muon = partial(
+    TrainConfig, valid_pct=0.0, aug="light", augment="batch", bs=512, opt="muon", wd_norm=False,
+    schedule="linear")
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "standard": TrainConfig,
-    "sprint": lambda: muon(preset="sprint", arch="sprintnet", aug="weak", smoothing=0.2, epochs=9, sizes="20x3,24x3,32x3", warmup=0.1),
-    "fast": lambda: muon(preset="fast", epochs=18, sizes="16x4,20x4,24x4,28x3,32x3"),
-    "best": lambda: muon(preset="best", epochs=60, sizes="16x12,20x12,24x12,28x12,32x12", cutmix=1.0, mix_prob=0.5),
-    "smoke": lambda: TrainConfig(preset="smoke", dataset="digits", arch="resnet8", epochs=30, bs=32, warmup=0.2),
+    "sprint": partial(
+        muon, preset="sprint", arch="sprintnet", epochs=9, sizes="20x3,24x3,32x3",
+        aug="weak", smoothing=0.2, warmup=0.1),
+    "fast": partial(muon, preset="fast", epochs=18, sizes="16x4,20x4,24x4,28x3,32x3"),
+    "best": partial(
+        muon, preset="best", epochs=60, sizes="16x12,20x12,24x12,28x12,32x12",
+        cutmix=1.0, mix_prob=0.5),
+    "smoke": partial(
+        TrainConfig, preset="smoke", dataset="digits", arch="resnet8", epochs=30, bs=32, warmup=0.2),
 }
-FREE_ON_RESUME = ("data", "device", "workers", "runs", "resume", "dry_run", "seeds", "lr_find", "show_batch", "profile", "tensorboard", "wandb")  # no effect on the weights
+# settings without an effect on the weights
+FREE_ON_RESUME = (
+    "data", "device", "workers", "runs", "resume", "dry_run", "seeds", "lr_find", "show_batch", "profile",
+    "tensorboard", "wandb")
 
 
 def check_dataset(name):
     "Raise a UserError where `name` is no data set; that of an old run need not be there until it is read."
-    if not Path(name).is_dir(): nearest("data set", str(name), DATASETS, "or the path of a folder of images; there is none of this name", 0.75)
+    if Path(name).is_dir(): return
+    also = "or the path of a folder of images; there is none of this name"
+    nearest("data set", str(name), DATASETS, also, 0.75)
 
 
 def flag(name): return f"--{name.replace('_', '-')}"
@@ -155,5 +198,7 @@ def nearest(what, name, known, also="", cutoff=0.4):
     "Raise a UserError that proposes the nearest of the `known` names, unless `name` is one of them."
     if name in known: return
     close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}" if len(known) < 10 else "no known name is like it"
+    hint = "no known name is like it"
+    if len(known) < 10: hint = f"known are {', '.join(known)}"
+    if close: hint = f"did you mean {close[0]}?"
     raise UserError(f"Unknown {what} {name!r}: {hint}{' (' if also else ''}{also}{')' if also else ''}")

@@ -2,26 +2,41 @@
 import errno
 from contextlib import contextmanager
 
+# how torch, CUDA and the systems say it
+OUT_OF_MEMORY = (
+    "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory",
+    "paging file is too small")
+
 
 class UserError(Exception):
     "Something that the user can mend; `text` is the one line to show."
 
     def __init__(self, text):
-        self.text = " ".join(text.splitlines())         # fastai rewrites `args` of what passes through a callback
+        # kept besides `args`, which fastai rewrites of whatever passes through a callback
+        self.text = " ".join(text.splitlines())
         super().__init__(self.text)
 
 
 def explain(e):
     "The one line for an exception that a user or a machine can cause; None for a bug of ours."
     if isinstance(e, UserError): return e.text
-    if out_of_memory(e): return "The memory of this machine, or of its GPU, is used up: end other programs, or set CUDA_VISIBLE_DEVICES= to do without a GPU."
-    if isinstance(e, RuntimeError) and "unexpected pos" in str(e): return "A disk is full, or that of temporary files: make room and run it again."          # says torch.save
-    if isinstance(e, OSError):
-        where = f" ({e.filename})" if e.filename else ""
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return f"{e.strerror}{where}: make room and run it again, a training with --resume; the files written before are whole."
-        return f"{e.strerror or e}{where}" + (": check that the file is there and may be read and written." if e.filename else ".")
-    return None
+    if out_of_memory(e):
+        what_to_do = "end other programs, or set CUDA_VISIBLE_DEVICES= to do without a GPU"
+        return f"The memory of this machine, or of its GPU, is used up: {what_to_do}."
+    # what torch.save says of a full disk
+    if isinstance(e, RuntimeError) and "unexpected pos" in str(e):
+        return "A disk is full, or that of temporary files: make room and run it again."
+    return explain_os_error(e) if isinstance(e, OSError) else None
+
+
+def explain_os_error(e):
+    "The one line for an OSError."
+    where = f" ({e.filename})" if e.filename else ""
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        what_to_do = "make room and run it again, a training with --resume"
+        return f"{e.strerror}{where}: {what_to_do}; the files written before are whole."
+    check = ": check that the file is there and may be read and written" if e.filename else ""
+    return f"{e.strerror or e}{where}{check}."
 
 
 def one_line(e, most=100):
@@ -30,8 +45,10 @@ def one_line(e, most=100):
 
 
 def out_of_memory(e):
-    "Whether an exception says that the memory of the machine or of the GPU is used up; one without text makes fastai raise another."
-    return isinstance(e, MemoryError) or isinstance(e.__context__, MemoryError) or any(o in str(e).lower() for o in ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "paging file is too small"))
+    "Whether an exception says that the memory of the machine or of the GPU is used up."
+    # fastai raises another error from a MemoryError without text, whose context that one is then
+    if isinstance(e, MemoryError) or isinstance(e.__context__, MemoryError): return True
+    return any(words in str(e).lower() for words in OUT_OF_MEMORY)
 
 
 @contextmanager
@@ -39,6 +56,8 @@ def name_batch_size(cfg):
     "Where the memory is used up, say so with the batch size and a smaller one to try."
     try: yield
     except Exception as e:
-        smaller = f"--bs {max(cfg.bs // 4 * 2, 2)}"             # even, as some options ask for
-        if out_of_memory(e): raise UserError(f"Out of memory with --bs {cfg.bs}: " + (f"end other programs, or start a new run with {smaller}." if cfg.resume else f"try {smaller}.")) from e
-        raise
+        if not out_of_memory(e): raise
+        smaller = f"--bs {max(cfg.bs // 4 * 2, 2)}"             # even, as Mixup and CutMix ask for
+        what_to_do = f"try {smaller}"
+        if cfg.resume: what_to_do = f"end other programs, or start a new run with {smaller}"
+        raise UserError(f"Out of memory with --bs {cfg.bs}: {what_to_do}.") from e

@@ -6,7 +6,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def write_file(path, content: bytes | memoryview | str):
-    "Write `content` to a temporary name beside `path`, then rename it: `path` is never half written. Its folder has to be there."
+    "Write `content` beside `path`, in a folder that is there, then rename it: `path` is never half written."
     path = Path(path)
     tmp = path.with_name(f"{path.name}.tmp")
     try:

@@ -27,10 +27,12 @@ class Screen(logging.Handler):
 
 def log_to_screen():
     "Show the log on the terminal, or where there is none as lines with their times."
-    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="backslashreplace")         # file names need not be text
+    # file names need not be text that the terminal can show
+    if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="backslashreplace")
     handler = Screen() if console.is_terminal else logging.StreamHandler(sys.stdout)
     if not console.is_terminal: handler.setFormatter(TIMED)
-    handler.handleError = lambda record: None           # nobody reads it any more, as in `train.py | head`; the file has it
+    # nobody reads it any more, as in `train.py | head`: the log file has it still
+    handler.handleError = lambda record: None
     log.setLevel(logging.INFO)
     log.handlers[:] = [handler]
     log.propagate = False
@@ -38,15 +40,17 @@ def log_to_screen():
 
 def progress():
     "A progress bar with the time left, to be used as a context; nothing where there is no terminal."
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def command(script, *args):
-    "The command line that runs `script` of this checkout with this very Python from here, for the user to copy."
+    "The command line that runs `script` of this checkout with this very Python, for the user to copy."
     python = "python" if shutil.which("python") == sys.executable else relative(sys.executable)
-    return (subprocess.list2cmdline if os.name == "nt" else shlex.join)([python, relative(ROOT / script), *map(str, args)])
+    quote = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return quote([python, relative(ROOT / script), *map(str, args)])
 
 
 def relative(path):
@@ -63,7 +67,7 @@ def quiet_imports():
 
 @contextmanager
 def silent_stderr():
-    "Drop what is written to standard error meanwhile, such as the two lines that torch's profiler has for every use of it."
+    "Drop what is written to standard error meanwhile."
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere: os.dup2(nowhere.fileno(), 2)
     try: yield

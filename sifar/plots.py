@@ -1,4 +1,4 @@
-"""Figures as PNG: curves, bars, matrices and sheets of pictures, in colours that the colour-blind can tell apart."""
+"""Figures as PNG: curves, bars, matrices and sheets of pictures, for the colour-blind too."""
 import io
 import warnings
 from contextlib import contextmanager
@@ -9,18 +9,24 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import MaxNLocator
 
-COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"       # Okabe and Ito: https://jfly.uni-koeln.de/color/
+# Okabe and Ito: https://jfly.uni-koeln.de/color/
+COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 DASHES = "-", "--", ":", "-."
-FONTS = [o for o in ("DejaVu Sans", "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic", "Microsoft YaHei", "WenQuanYi Micro Hei")         # matplotlib's own, and where there is one a wider one
-         if o in get_font_names()]
+# matplotlib's own font, and one for Chinese and Japanese names where there is one
+WANTED = (
+    "DejaVu Sans", "Noto Sans CJK JP", "Hiragino Sans", "Yu Gothic", "Microsoft YaHei",
+    "WenQuanYi Micro Hei")
+FONTS = [name for name in WANTED if name in get_font_names()]
 
 
-def style(): return rc_context({"font.family": FONTS, "text.parse_math": False})       # a class may be called $5-$10
+def style():
+    "The settings of matplotlib for our figures; a class called $5-$10 is no formula."
+    return rc_context({"font.family": FONTS, "text.parse_math": False})
 
 
 @contextmanager
 def figure(width=6.4, height=3.6, title=None, **axis):
-    """An axis to draw on, and at the end the PNG in `png`, a list that it gets too; `axis` are its settings, such as xlabel.
+    """An axis to draw on, and a list that holds the PNG at the end; `axis` are its settings, such as xlabel.
 
     Usage: with figure(title="lr") as (ax, png): ax.plot(...)"""
     with style():
@@ -36,7 +42,8 @@ def figure(width=6.4, height=3.6, title=None, **axis):
 def to_png(fig):
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")      # what no font has is drawn as a box
+        # a character that no font has is drawn as a box
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         fig.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
 
@@ -48,21 +55,28 @@ def short(name, most=20):
 
 def curves(lines, title, xlabel, ylabel, **axis):
     "A PNG of `lines`, {name: (x, y)}; points whose y is None are left out."
-    beside = len(lines) > 8
-    with figure(10 if beside else 6.4, max(3.6, 0.8 + 0.19 * len(lines)), title=title, xlabel=xlabel, ylabel=ylabel, **axis) as (ax, png):
+    beside = len(lines) > 8             # then the legend has no room within
+    size = 10 if beside else 6.4, max(3.6, 0.8 + 0.19 * len(lines))
+    with figure(*size, title=title, xlabel=xlabel, ylabel=ylabel, **axis) as (ax, png):
         for i, (name, (x, y)) in enumerate(lines.items()):
             points = [(a, b) for a, b in zip(x, y) if b is not None]
-            if points: ax.plot(*zip(*points), DASHES[i // len(COLOURS) % len(DASHES)], color=COLOURS[i % len(COLOURS)], label=name, marker="." if len(points) < 30 else None)
+            if not points: continue
+            # each colour once, then all of them again with another dash
+            dash, colour = DASHES[i // len(COLOURS) % len(DASHES)], COLOURS[i % len(COLOURS)]
+            ax.plot(*zip(*points), dash, color=colour, label=name, marker="." if len(points) < 30 else None)
         if xlabel == "epoch":
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set_xlim(left=0)
         if len(lines) > 1 and ax.lines:
-            ax.legend(ax.lines, [o.get_label() for o in ax.lines], fontsize="small", **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}))
+            where = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}
+            ax.legend(ax.lines, [line.get_label() for line in ax.lines], fontsize="small", **where)
     return png[0]
 
 
 def bars(names, shares, title, xlabel):
-    "A PNG of one horizontal bar for each of `names`, the largest on top; `shares` are in 0..1. Of more than 200, the 100 smallest and largest."
+    """A PNG of one horizontal bar for each of `names`, the largest on top; `shares` are in 0..1.
+
+    Of more than 200, the 100 smallest and the 100 largest."""
     order = np.argsort(shares, kind="stable")
     if len(order) > 200: order = np.concatenate((order[:100], order[-100:]))
     with figure(height=1 + 0.17 * len(order), title=title, xlabel=xlabel, xlim=(0, 100)) as (ax, png):
@@ -82,7 +96,9 @@ def matrix(counts, names, title):
         ax.imshow(shares, cmap="cividis", vmin=0, vmax=100)
         ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         ax.set_yticks(range(len(names)), names, fontsize=7)
-        for i, j in np.argwhere(shares >= 0.5): ax.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=6, color="black" if shares[i, j] > 60 else "white")
+        for i, j in np.argwhere(shares >= 0.5):
+            colour = "black" if shares[i, j] > 60 else "white"
+            ax.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=6, color=colour)
     return png[0]
 
 
