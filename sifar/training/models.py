@@ -33,7 +33,7 @@ class BasicBlock(nn.Module):
         self.conv1, self.bn1 = conv3x3(ni, nf, stride), nn.BatchNorm2d(nf)
         self.conv2, self.bn2 = conv3x3(nf, nf), nn.BatchNorm2d(nf)
         self.relu = nn.ReLU(inplace=True)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if ni != nf or stride != 1:
             conv = nn.Conv2d(ni, nf, 1, stride, bias=False)
             self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(nf))
@@ -65,11 +65,9 @@ class ResNet(nn.Module):
 
     def init_weights(self, zero_init):
         for m in self.modules():
-            if not isinstance(m, nn.Conv2d): continue
-            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-        if not zero_init: return
-        # the scale of what is added to the shortcut
-        for block in self.blocks: nn.init.zeros_(block.bn2.weight)
+            if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+            if not zero_init or not isinstance(m, BasicBlock): continue
+            nn.init.zeros_(m.bn2.weight)            # the scale of what is added to the shortcut
 
     # these two as in timm's models
     # (n,3,h,w) -> (n,num_features,h/8,w/8) of 4 stages

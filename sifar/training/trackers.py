@@ -54,8 +54,7 @@ def wandb_callback(run, cfg):
             super().before_fit()
             del self.learn.gather_args
     # reinit: each of several seeds in this process is a run of its own
-    options = {"config": asdict(cfg), "reinit": "finish_previous"}
-    try: wandb.init(project="sifar", name=run.name, dir=run, **options)
+    try: wandb.init(project="sifar", name=run.name, dir=run, config=asdict(cfg), reinit="finish_previous")
     except wandb.Error as e:
         why = one_line(e, 200)
         what_to_do = "run `wandb login`, or set WANDB_MODE=offline"
