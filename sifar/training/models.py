@@ -65,12 +65,10 @@ class ResNet(nn.Module):
 
     def init_weights(self, zero_init):
         for m in self.modules():
-            if not isinstance(m, nn.Conv2d): continue
-            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-        if not zero_init: return
-        # the scale of what is added to the shortcut
-        for m in self.modules():
-            if isinstance(m, BasicBlock): nn.init.zeros_(m.bn2.weight)
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(m, BasicBlock) and zero_init:
+                nn.init.zeros_(m.bn2.weight)        # the scale of what is added to the shortcut
 
     # these two as in timm's models
     # (n,3,h,w) -> (n,num_features,h/8,w/8) of 4 stages

@@ -53,9 +53,8 @@ def wandb_callback(run, cfg):
             self.learn.gather_args = dict
             super().before_fit()
             del self.learn.gather_args
-    settings = asdict(cfg)
-    # each of several seeds in this process is a run of its own
-    try: wandb.init(project="sifar", name=run.name, dir=run, config=settings, reinit="finish_previous")
+    # reinit: each of several seeds in this process is a run of its own
+    try: wandb.init(project="sifar", name=run.name, dir=run, config=asdict(cfg), reinit="finish_previous")
     except wandb.Error as e:
         why = one_line(e, 200)
         what_to_do = "run `wandb login`, or set WANDB_MODE=offline"
