@@ -118,7 +118,7 @@ class TrainConfig:
             ("ema", 0 <= self.ema < 1, "from 0 to below 1"),
             ("warmup", 0 <= self.warmup < 1, "a share of the epochs, from 0 to below 1"),
             # fastai's set_seed takes 32 bits
-            ("seed", 0 <= self.seed <= 2**32 - self.seeds, "between 0 and 4294967295, as all --seeds after it"),
+            ("seed", 0 <= self.seed <= 2**32 - self.seeds, "between 0 and 4294967295, as all after it"),
             ("workers", 0 <= self.workers <= 64, "between 0 and 64"),
             ("name", name is None or is_folder_name(name), "a plain folder name, without slashes"),
         )

@@ -33,29 +33,37 @@ class ArraysOnly(pickle.Unpickler):
     allowed = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
 
     def find_class(self, module, name):
-        if (module, name) not in self.allowed: raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file does")
-        return np._core.multiarray._reconstruct if name == "_reconstruct" else getattr(np, name)      # type: ignore[attr-defined]
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file does")
+        # NumPy has moved it since those files were made
+        if name == "_reconstruct": return np._core.multiarray._reconstruct      # type: ignore[attr-defined]
+        return getattr(np, name)
 
 
 def read_pickle(path):
     "The dictionary in a batch file; byte strings stay bytes. Errors: UserError."
+    again = f"delete {Path(path).parent} and run again"
     try:
         with open(path, "rb") as f: d = ArraysOnly(f, encoding="bytes").load()
-    except FileNotFoundError as e: raise UserError(f"{path} is missing: delete {Path(path).parent} and run again.") from e
+    except FileNotFoundError as e:
+        raise UserError(f"{path} is missing: {again}.") from e
     except PermissionError: raise
-    except Exception as e: raise UserError(f"{path} cannot be read ({e}): delete {Path(path).parent} and run again.") from e
-    if not isinstance(d, dict): raise UserError(f"{path} is no CIFAR batch: it holds a {type(d).__name__}, not a dictionary.")
+    # a damaged pickle calls NumPy's functions with anything, which then raise anything
+    except Exception as e:
+        raise UserError(f"{path} cannot be read ({e}): {again}.") from e
+    if not isinstance(d, dict):
+        raise UserError(f"{path} is no CIFAR batch: it holds a {type(d).__name__}, not a dictionary.")
     return d
 
 
 def read_batches(cifar, folder, names, n, key):
-    "The images (n,32,32,3) and the lists of labels under `key`, and of superclasses, of the batch files `names`, checked."
+    "The images (n,32,32,3), labels (under `key`) and superclasses in the batch files `names`, checked."
     images, labels, coarse = [], [], []
+    m = n // len(names)                 # images of a file
     for name in names:
         d, path = read_pickle(folder / name), folder / name
-        x, y, m = d.get(b"data"), d.get(key), n // len(names)
-        if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.shape != (m, 3072):
-            raise UserError(f"{path}: its images should be uint8 of shape ({m}, 3072), but are {getattr(x, 'dtype', type(x).__name__)} {getattr(x, 'shape', '')}.")
+        x, y = d.get(b"data"), d.get(key)
+        check_images(path, x, m)
         check_labels(path, y, m, cifar.classes)
         if cifar.classes == 100: check_labels(path, d.get(b"coarse_labels"), m, 20)
         images.append(x)
@@ -63,23 +71,34 @@ def read_batches(cifar, folder, names, n, key):
         coarse += d.get(b"coarse_labels", [])
     counts = np.bincount(labels, minlength=cifar.classes)
     if (counts != n // cifar.classes).any():
-        c = int(np.argmax(counts != n // cifar.classes))
-        raise UserError(f"{folder / names[0]}: class {c} has {counts[c]} images, but should have {n // cifar.classes}.")
+        c, each = int(np.argmax(counts != n // cifar.classes)), n // cifar.classes
+        raise UserError(f"{folder / names[0]}: class {c} has {counts[c]} images, but should have {each}.")
+    # a row of a file has all of red, then green, then blue: (n,3072) -> (n,32,32,3)
     return np.concatenate(images).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels, coarse
 
 
+def check_images(path, x, n):
+    if isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.shape == (n, 3072): return
+    found = f"{getattr(x, 'dtype', type(x).__name__)} {getattr(x, 'shape', '')}"
+    raise UserError(f"{path}: its images should be uint8 of shape ({n}, 3072), but are {found}.")
+
+
 def check_labels(path, y, n, classes):
-    if not isinstance(y, list) or len(y) != n: raise UserError(f"{path}: it should hold a list of {n} labels, but holds {len(y) if isinstance(y, list) else type(y).__name__}.")
-    bad = next((o for o in y if type(o) is not int or not 0 <= o < classes), None)
-    if bad is not None: raise UserError(f"{path}: label {bad!r} is out of range (0 to {classes - 1}).")
+    if not isinstance(y, list) or len(y) != n:
+        found = len(y) if isinstance(y, list) else type(y).__name__
+        raise UserError(f"{path}: it should hold a list of {n} labels, but holds {found}.")
+    for label in y:
+        # not isinstance: True is an int, too
+        if type(label) is int and 0 <= label < classes: continue
+        raise UserError(f"{path}: label {label!r} is out of range (0 to {classes - 1}).")
 
 
 def class_names(path, key, n):
     "The `n` names under `key` in the file of the class names."
     names = read_pickle(path).get(key)
-    if not isinstance(names, list) or len(names) != n or not all(isinstance(o, bytes) for o in names):
+    if not isinstance(names, list) or len(names) != n or not all(isinstance(name, bytes) for name in names):
         raise UserError(f"{path}: it should hold {n} class names under {key.decode()!r}.")
-    return [o.decode(errors="replace") for o in names]
+    return [name.decode(errors="replace") for name in names]
 
 
 def read_cifar(cifar, data):
@@ -90,9 +109,13 @@ def read_cifar(cifar, data):
     key = b"fine_label_names" if cifar.classes == 100 else b"label_names"
     vocab, extra = class_names(folder / cifar.names, key, cifar.classes), {}
     if cifar.classes == 100:
-        of_class = dict(sorted(set(zip(y, coarse))))
-        if len(set(zip(y, coarse))) != 100: raise UserError(f"{folder / 'train'}: a class has more than one superclass in coarse_labels.")
+        pairs = set(zip(y, coarse))
+        if len(pairs) != 100:
+            raise UserError(f"{folder / 'train'}: a class has more than one superclass in coarse_labels.")
+        of_class = dict(pairs)
         names = class_names(folder / cifar.names, b"coarse_label_names", 20)
         extra["superclasses"] = [names[of_class[c]] for c in range(100)]
-    images = np.ascontiguousarray(np.concatenate([x, x_test]))         # the files hold channels first, one pixel after another is quicker
-    return images, np.array(y + y_test), np.repeat(("train", "test"), (len(y), len(y_test))), vocab, extra
+    # one pixel after another, where the files have channels first: batches are gathered faster
+    images = np.ascontiguousarray(np.concatenate([x, x_test]))
+    split = np.repeat(("train", "test"), (len(y), len(y_test)))
+    return images, np.array(y + y_test), split, vocab, extra

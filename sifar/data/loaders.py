@@ -1,4 +1,4 @@
-"""A data set as fastai DataLoaders: the DataBlock, and the fast path that makes whole batches from an array."""
+"""A data set as fastai DataLoaders: the DataBlock, and a fast path from an array to whole batches."""
 import random
 import signal
 from dataclasses import replace
@@ -7,7 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastai.data.all import CategoryBlock, DataBlock, IndexSplitter, IntToFloatTensor, Normalize, TfmdDL, Transform, TransformBlock
+from fastai.data.all import (
+    CategoryBlock,
+    DataBlock,
+    IndexSplitter,
+    IntToFloatTensor,
+    Normalize,
+    TfmdDL,
+    Transform,
+    TransformBlock,
+)
 from fastai.torch_core import TensorCategory, TensorImage
 from fastai.vision.core import PILImage
 from fastcore.all import chunked, first
@@ -20,7 +29,8 @@ from .splits import SPLITS
 
 
 class ReadImage(Transform):
-    "An item as a picture of `sz` pixels: a row of `data`, or (for `predict` and `test_dl`) a path, array or Pillow image."
+    """An item as a picture of `sz` pixels: a row of `data`, or any kind of image."""
+    # fastai's predict and test_dl take no other types than these
     input_types = int, np.integer, str, Path, np.ndarray, Image.Image
 
     def __init__(self, data, sz):
@@ -50,35 +60,51 @@ class Augment(Transform):
         super().__init__()
         self.tfms = tfms
 
-    def encodes(self, o: PILImage): return PILImage.create(self.tfms(image=np.array(o))["image"]) if self.tfms else o
+    def encodes(self, img: PILImage):
+        if not self.tfms: return img
+        return PILImage.create(self.tfms(image=np.array(img))["image"])
 
 
 class BatchAugment(Transform):
-    """The standard, light or weak augmentation of `augment.get_tfms` for a whole batch x (n,c,h,w) uint8 at once, on the device where it is.
+    """The standard, light or weak augmentation of `augment.get_tfms` for a whole batch, where it is.
 
-    generator: it draws from this one, on the CPU, so that every device sees the same images."""
-    split_idx, order, parameters = 0, 5, ("fill",)          # before IntToFloatTensor; fastai sends the fill where the batches go
+    The batch is x (n,c,h,w) uint8. generator: the random numbers come from it, on the CPU, so that every
+    device sees the same images."""
+    split_idx, order = 0, 5         # on training images, before IntToFloatTensor
+    parameters = ("fill",)          # fastai sends it where the batches go
 
     def __init__(self, mirror, fill, hole=True, weak=False):
         super().__init__()
-        self.mirror, self.hole, self.weak, self.fill, self.generator = mirror, hole, weak, torch.tensor(fill, dtype=torch.uint8), None
+        self.mirror, self.hole, self.weak = mirror, hole, weak
+        self.fill, self.generator = torch.tensor(fill, dtype=torch.uint8), None
 
     def encodes(self, x: TensorImage): return TensorImage(self.augment(x.as_subclass(torch.Tensor)))
 
     def augment(self, x):
+        "x (n,c,h,w), moved, mirrored and with its hole: each pixel is looked up by its number in the image."
         n, c, h, w = x.shape
-        far = 16 if self.weak else 8                                            # how far it moves: h // far
-        highs = 2 * (h // far) + 1, 2 * (w // far) + 1, 2, *((h, w) if self.hole else ())
-        top, left, mirrored, *hole = send(torch.stack([torch.randint(o, (n, 1), generator=self.generator) for o in highs]), x.device)
+        far = 16 if self.weak else 8                    # it moves by up to h // far pixels
+        top, left, mirrored, *hole = self.draw(n, h, w, far, x.device)
         y_at, x_at = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
+        # where each row and column comes from: (n,h) and (n,w)
         rows, cols = y_at + top - h // far, x_at + left - w // far
         if self.weak: rows, cols = reflect(rows, h), reflect(cols, w)
         if self.mirror: cols = torch.where(mirrored == 1, cols.flip(1), cols)
-        seen = outer(within(rows, h), within(cols, w))
-        if hole: seen &= ~outer(within(y_at - hole[0] + h // 8, h // 4), within(x_at - hole[1] + w // 8, w // 4))
-        pixels = (rows[:, :, None] * w + cols[:, None, :]).masked_fill_(~seen, h * w).view(n, h * w, 1)      # the last is the fill
+        seen = outer(within(rows, h), within(cols, w))                          # (n,h,w)
+        if hole:
+            y, x_hole = y_at - hole[0] + h // 8, x_at - hole[1] + w // 8        # seen from the hole's corner
+            seen &= ~outer(within(y, h // 4), within(x_hole, w // 4))
+        # pixel number h * w is the fill
+        pixels = (rows[:, :, None] * w + cols[:, None, :]).masked_fill_(~seen, h * w).view(n, h * w, 1)
         x = torch.cat((x.permute(0, 2, 3, 1).reshape(n, h * w, c), self.fill.expand(n, 1, c)), 1)
         return x.gather(1, pixels.expand(-1, -1, c)).view(n, h, w, c).permute(0, 3, 1, 2)
+
+    def draw(self, n, h, w, far, device):
+        "Random numbers (n,1) of a batch: top, left, mirrored, and where there is a hole its centre."
+        highs = [2 * (h // far) + 1, 2 * (w // far) + 1, 2]
+        if self.hole: highs += [h, w]
+        numbers = [torch.randint(high, (n, 1), generator=self.generator) for high in highs]
+        return send(torch.stack(numbers), device)       # one copy to the device
 
     def __deepcopy__(self, memo): return self           # torch cannot copy a generator
 
@@ -101,41 +127,56 @@ def outer(rows, cols): return rows[:, :, None] & cols[:, None, :]
 class ArrayDL(TfmdDL):
     """A TfmdDL that reads, augments and collates the rows of an array a whole batch at a time.
 
-    The random numbers of a batch follow from the epoch's seed and its first row: they do not depend on the number of workers.
-    alternate: each image is mirrored in every second epoch, half of them first; `passes` counts the epochs."""
+    The random numbers of a batch follow from the epoch's seed and its first row, so they do not depend on the
+    number of workers. alternate: each image is mirrored in every second epoch, half of them first; `passes`
+    counts the epochs. https://arxiv.org/abs/2404.00498"""
     alternate, passes = False, -1
 
-    def __getstate__(self): return {**self.__dict__, **({"after_batch": None} if get_spawning_popen() else {})}        # no tensor of a GPU goes to a worker
+    def __getstate__(self):
+        state = dict(self.__dict__)
+        # to a worker that is started anew: no tensor of a GPU may go there
+        if get_spawning_popen(): state["after_batch"] = None
+        return state
 
-    def wif(self): signal.signal(signal.SIGINT, signal.SIG_IGN)         # Ctrl-C reaches the workers too; whoever has them ends them
+    def wif(self):
+        "Ctrl-C reaches the workers, too: this process ends them."
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def before_iter(self):
         super().before_iter()
         self.passes += 1
         self.epoch_seed = self.rng.getrandbits(31)
-        for o in self.after_batch.fs:
-            if isinstance(o, BatchAugment): o.generator = torch.Generator().manual_seed(self.epoch_seed)
+        for tfm in self.after_batch.fs:
+            if isinstance(tfm, BatchAugment): tfm.generator = torch.Generator().manual_seed(self.epoch_seed)
 
     def create_batches(self, samps):
         rows = isinstance(first(self.dataset.items), (int, np.integer))
-        if not rows or not self.augments(): yield from super().create_batches(samps)
-        else: yield from (self.read([self.dataset.items[o] for o in b]) for b in chunked(samps, self.bs, self.drop_last))
+        if not rows or not self.augments(): return (yield from super().create_batches(samps))
+        for idxs in chunked(samps, self.bs, self.drop_last):
+            yield self.read([self.dataset.items[i] for i in idxs])
 
     def read(self, rows):
-        "The batch of `rows`: x (n,3,sz,sz) uint8 in channels-last memory, and y (n,) where the data set has labels; on the device, unless a worker makes it."
+        """The batch of `rows`: x (n,3,sz,sz) uint8, channels last, and y (n,) where there are labels.
+
+        It is on the device, unless a worker makes it."""
         data = self.dataset.tls[0].tfms[0].data
-        x = data.images[rows]
-        if self.alternate and self.dataset.split_idx == 0:
-            turned = coins(rows) ^ (self.passes & 1) == 1
-            x[turned] = x[turned, :, ::-1]
-        if self.dataset.split_idx == 0: self.augment(x, rows[0])
+        x = data.images[rows]                                   # (n,sz,sz,3), a copy
+        if self.dataset.split_idx == 0:
+            if self.alternate: self.mirror(x, rows)
+            self.augment(x, rows[0])
         device = self.device if self.device and not get_worker_info() else torch.device("cpu")
-        x = TensorImage(send(torch.from_numpy(x), device).permute(0, 3, 1, 2))
-        return (x, TensorCategory(send(torch.from_numpy(data.labels[rows]), device))) if len(self.dataset.tls) > 1 else (x,)
+        xb = TensorImage(send(torch.from_numpy(x), device).permute(0, 3, 1, 2))
+        if len(self.dataset.tls) == 1: return (xb,)
+        return xb, TensorCategory(send(torch.from_numpy(data.labels[rows]), device))
+
+    def mirror(self, x, rows):
+        "Mirror in place those of the images x (n,sz,sz,3) whose turn it is in this epoch."
+        turned = coins(rows) ^ (self.passes & 1) == 1
+        x[turned] = x[turned, :, ::-1]
 
     def augments(self):
         "The Augment among the item transforms; none where somebody has put others in their place."
-        return first(o for o in self.after_item.fs if isinstance(o, Augment))
+        return first(tfm for tfm in self.after_item.fs if isinstance(tfm, Augment))
 
     def augment(self, x, row):
         "Augment the images x (n,sz,sz,3) in place, unless that is done to the whole batch."
@@ -143,21 +184,24 @@ class ArrayDL(TfmdDL):
         if not tfms: return
         from .augment import seed_tfms  # takes 2 s, and who loads a learner does not need it
         seed_tfms(tfms, self.epoch_seed << 32 | int(row))
-        for i, o in enumerate(x): x[i] = tfms(image=o)["image"]
+        for i, image in enumerate(x): x[i] = tfms(image=image)["image"]
 
 
 def get_dls(cfg):
-    "DataLoaders with `train`, `valid` and, as `dls[2]`, the test set; `dls.data` is the ImageData behind them, `dls.stats` its mean and deviation."
+    """DataLoaders with `train`, `valid` and, as `dls[2]`, the test set.
+
+    `dls.data` is the ImageData behind them, `dls.stats` its mean and deviation."""
     data = load_data(cfg)
-    if cfg.dry_run: data = replace(data, **{o: getattr(data, o)[:cfg.bs] for o in SPLITS})
+    if cfg.dry_run: data = replace(data, **{split: getattr(data, split)[:cfg.bs] for split in SPLITS})
     return make_dls(cfg, data, data.stats())
 
 
 def stand_in_dls(cfg, about):
-    "The DataLoaders of a run without its data set, which `about` describes: noise takes the place of 64 test images."
+    "The DataLoaders of a run without its data set, which `about` describes: noise stands for 64 test images."
     images = np.random.default_rng(0).integers(0, 256, (64, cfg.sz, cfg.sz, 3), dtype=np.uint8)
     rows = np.arange(len(images))
-    data = ImageData(images, np.zeros(len(images), np.int64), about["vocab"], rows, rows[:0], rows, about["superclasses"])
+    labels = np.zeros(len(images), np.int64)
+    data = ImageData(images, labels, about["vocab"], rows, rows[:0], rows, about["superclasses"])
     return make_dls(cfg, data, about["stats"])
 
 
@@ -165,13 +209,16 @@ def empty_dls(sz, vocab, superclasses, stats):
     "DataLoaders for prediction alone, without images; all else of them is as `get_dls` makes it."
     rows = np.arange(1)
     data = ImageData(np.zeros((1, sz, sz, 3), np.uint8), rows, vocab, rows, rows[:0], rows[:0], superclasses)
-    dls = get_block(data, sz, stats).dataloaders(rows.tolist(), bs=64, num_workers=0, device="cpu").new_empty()
+    block = get_block(data, sz, stats)
+    dls = block.dataloaders(rows.tolist(), bs=64, num_workers=0, device="cpu").new_empty()
     dls.data, dls.stats = replace(data, images=data.images[:0], labels=rows[:0], train=rows[:0]), stats
     return dls
 
 
 def get_block(data, sz, stats, item_tfms=None, batch_tfms=()):
-    "The DataBlock of `data` as images of `sz` pixels, by row number; albumentations' `item_tfms` and fastai's `batch_tfms` are of the training alone."
+    """The DataBlock of `data` as images of `sz` pixels, by row number.
+
+    item_tfms: albumentations' transforms, batch_tfms: fastai's; both are of the training alone."""
     n = len(data.train)
     return DataBlock(
         blocks=(TransformBlock(batch_tfms=IntToFloatTensor), CategoryBlock(vocab=data.vocab, sort=False)),
@@ -183,7 +230,8 @@ def get_block(data, sz, stats, item_tfms=None, batch_tfms=()):
 
 
 def make_dls(cfg, data, stats):
-    fill = [round(255 * o) for o in stats[0]]           # holes and borders in the mean colour, which is zero once normalised
+    # holes and borders have the mean colour, which is zero once normalised
+    fill = [round(255 * mean) for mean in stats[0]]
     weak = cfg.aug == "weak"                            # whose images are mirrored as they are read
     whole = BatchAugment(data.mirrored and not weak, fill, hole=cfg.aug == "standard", weak=weak)
     batch_tfms = [whole] if cfg.augment == "batch" else []

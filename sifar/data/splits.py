@@ -5,7 +5,9 @@ SPLITS = "train", "valid", "test"
 
 
 def stratified_split(rows, labels, pct, seed):
-    "`rows` in two: all but about `pct` of each class, and that share (at least one image of each class of two or more)."
+    """`rows` in two: all but about `pct` of each class, and that share.
+
+    It has at least one image of each class of two or more."""
     if not pct: return rows, rows[:0]
     rng, held = np.random.default_rng(seed), []
     for c in np.unique(labels[rows]):
