@@ -28,8 +28,8 @@ class PredictConfig:
 def predict(cfg):
     check(cfg)
     from .predictor import Predictor
-    files = list_images(cfg.images)
-    rows = list(classify(Predictor(cfg.model), files, cfg.top_k, say=not cfg.csv))
+    predictor, files = Predictor(cfg.model), list_images(cfg.images)
+    rows = list(classify(predictor, files, cfg.top_k, say=not cfg.csv))
     if not rows: raise UserError(f"None of the {len(files)} files could be read as an image.")
     if cfg.csv: write_csv(cfg.csv, rows)
     where = f", all in {cfg.csv}" if cfg.csv else ""
