@@ -2,7 +2,14 @@ import math
 
 import pytest
 import torch
-from fastai.vision.all import Callback, CancelBatchException, CancelFitException, CrossEntropyLossFlat, SaveModelCallback, set_seed
+from fastai.vision.all import (
+    Callback,
+    CancelBatchException,
+    CancelFitException,
+    CrossEntropyLossFlat,
+    SaveModelCallback,
+    set_seed,
+)
 
 from sifar import TrainConfig, UserError, get_dls, get_learner
 from sifar.data.loaders import BatchAugment

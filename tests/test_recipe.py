@@ -9,7 +9,6 @@ import pickletools
 import shutil
 import struct
 import subprocess
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -18,7 +17,7 @@ import cloudpickle
 import numpy as np
 import pytest
 import torch
-from conftest import write_cifar
+from conftest import COLD, write_cifar
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
 from fastai.data.all import Transform
@@ -49,7 +48,7 @@ def new_learner(path=".", **changes):
 def run_code(code, cwd):
     "The lines that Python code prints in a process of its own."
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "ignore", "-c", code]
+    command = [COLD, "-W", "ignore", "-c", code]
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
