@@ -1,4 +1,5 @@
 """Tiny data sets in the official formats, short trainings that several tests look at, quick processes."""
+
 import gzip
 import hashlib
 import http.server
@@ -28,12 +29,13 @@ import train
 from sifar.data import datasets, download
 from sifar.log import log
 
-COLD = sys.executable           # a Python that starts as it does for users
+COLD = sys.executable  # a Python that starts as it does for users
 
 
 def pytest_configure(config):
     "But for the tests of GPUs, all is about processors, on every machine."
-    if "gpu" not in config.option.markexpr.replace("not gpu", ""): os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
 
 
@@ -57,7 +59,7 @@ def made_once(tmp_path_factory, name, make):
 def python(tmp_path_factory):
     "Processes are forked from a server that has imported all: see forkserver.py. COLD is the real Python."
     folder = shared(tmp_path_factory)
-    if not hasattr(os, "pidfd_open") or len(str(folder)) > 90:      # Linux alone; a socket's path has 107 bytes
+    if not hasattr(os, "pidfd_open") or len(str(folder)) > 90:  # Linux alone; a socket's path has 107 bytes
         yield COLD
         return
     main = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
@@ -73,13 +75,15 @@ def python(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def cold(request, monkeypatch):
     "Campaigns of faults start the real Python: they kill groups of processes, and take their rights away."
-    if request.path.parent.name == "faults": monkeypatch.setattr(sys, "executable", COLD)
+    if request.path.parent.name == "faults":
+        monkeypatch.setattr(sys, "executable", COLD)
 
 
 SAVEFIG = Figure.savefig
 
 
-def stand_in(fig, path, *args, **kwargs): Image.new("RGB", (640, 480), "white").save(path, "png")
+def stand_in(fig, path, *args, **kwargs):
+    Image.new("RGB", (640, 480), "white").save(path, "png")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -93,25 +97,70 @@ def no_figures():
 @pytest.fixture(autouse=True)
 def figures(request, monkeypatch):
     "The tests that look at figures draw them."
-    if request.node.get_closest_marker("figures"): monkeypatch.setattr(Figure, "savefig", SAVEFIG)
+    if request.node.get_closest_marker("figures"):
+        monkeypatch.setattr(Figure, "savefig", SAVEFIG)
 
 
 # A training whose process can be stopped between its epochs: the first three are of small images.
-SMALL = ("--dataset", "digits", "--arch", "resnet8", "--bs", "64", "--sizes", "16x3,32", "--warmup", "0.2",
-         "--epochs", "4")
+SMALL = (
+    "--dataset",
+    "digits",
+    "--arch",
+    "resnet8",
+    "--bs",
+    "64",
+    "--sizes",
+    "16x3,32",
+    "--warmup",
+    "0.2",
+    "--epochs",
+    "4",
+)
 SUPERCLASS = [c // 5 for c in range(100)]
 
 
 def py2_dumps(o):
     "`o` pickled as Python 2 did it: protocol 2, byte strings, arrays by NumPy's old module names."
+
     def put(o):
-        if isinstance(o, bytes): return b"T" + struct.pack("<i", len(o)) + o
-        if isinstance(o, int): return b"J" + struct.pack("<i", o)
-        if isinstance(o, list): return b"](" + b"".join(map(put, o)) + b"e"
-        if isinstance(o, dict): return b"}(" + b"".join(put(k) + put(v) for k, v in o.items()) + b"u"
-        dtype = b"cnumpy\ndtype\n(" + put(o.dtype.str[1:].encode()) + put(0) + put(1) + b"tR(" + put(3) + put(b"|") + b"NNN" + put(-1) + put(-1) + put(0) + b"tb"
-        empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + put(0) + b"t" + put(b"b") + b"tR"
-        return empty + b"(" + put(1) + b"(" + b"".join(map(put, o.shape)) + b"t" + dtype + b"\x89" + put(o.tobytes()) + b"tb"
+        if isinstance(o, bytes):
+            return b"T" + struct.pack("<i", len(o)) + o
+        if isinstance(o, int):
+            return b"J" + struct.pack("<i", o)
+        if isinstance(o, list):
+            return b"](" + b"".join(map(put, o)) + b"e"
+        if isinstance(o, dict):
+            return b"}(" + b"".join(put(k) + put(v) for k, v in o.items()) + b"u"
+        dtype = (
+            b"cnumpy\ndtype\n("
+            + put(o.dtype.str[1:].encode())
+            + put(0)
+            + put(1)
+            + b"tR("
+            + put(3)
+            + put(b"|")
+            + b"NNN"
+            + put(-1)
+            + put(-1)
+            + put(0)
+            + b"tb"
+        )
+        empty = (
+            b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + put(0) + b"t" + put(b"b") + b"tR"
+        )
+        return (
+            empty
+            + b"("
+            + put(1)
+            + b"("
+            + b"".join(map(put, o.shape))
+            + b"t"
+            + dtype
+            + b"\x89"
+            + put(o.tobytes())
+            + b"tb"
+        )
+
     return b"\x80\x02" + put(o) + b"."
 
 
@@ -119,24 +168,35 @@ def cifar_batch(n, classes, seed=0):
     "A dictionary as in a CIFAR batch file: `n` images, the classes in turn."
     y = [i % classes for i in range(n)]
     x = np.random.default_rng(seed).integers(0, 256, (n, 3072), dtype=np.uint8)
-    if classes == 10: return {b"data": x, b"labels": y, b"batch_label": b"one"}
+    if classes == 10:
+        return {b"data": x, b"labels": y, b"batch_label": b"one"}
     return {b"data": x, b"fine_labels": y, b"coarse_labels": [SUPERCLASS[o] for o in y]}
 
 
 def cifar_files(name):
-    "The files of a tiny `name` archive, unpickled: 400 training and 200 test images (100 and 100 for cifar10)."
+    "The files of a tiny `name` archive, unpickled: 400 training and 200 test images, or 100 and 100."
     if name == "cifar10":
-        return {**{f"data_batch_{i}": cifar_batch(20, 10, i) for i in range(1, 6)}, "test_batch": cifar_batch(100, 10, 9),
-                "batches.meta": {b"label_names": [f"class{i}".encode() for i in range(10)]}}
-    return {"train": cifar_batch(400, 100), "test": cifar_batch(200, 100, 1),
-            "meta": {b"fine_label_names": [f"fine{i:02}".encode() for i in range(100)], b"coarse_label_names": [f"coarse{i:02}".encode() for i in range(20)]}}
+        return {
+            **{f"data_batch_{i}": cifar_batch(20, 10, i) for i in range(1, 6)},
+            "test_batch": cifar_batch(100, 10, 9),
+            "batches.meta": {b"label_names": [f"class{i}".encode() for i in range(10)]},
+        }
+    return {
+        "train": cifar_batch(400, 100),
+        "test": cifar_batch(200, 100, 1),
+        "meta": {
+            b"fine_label_names": [f"fine{i:02}".encode() for i in range(100)],
+            b"coarse_label_names": [f"coarse{i:02}".encode() for i in range(20)],
+        },
+    }
 
 
 def write_cifar(data, name, **changes):
-    "Write a tiny `name` as its users have it extracted below the folder `data`; `changes` replace whole files by bytes."
+    "Write a tiny `name`, extracted, below the folder `data`; `changes` replace whole files by bytes."
     folder = Path(data) / datasets.CIFARS[name].archive.folder
     folder.mkdir(parents=True)
-    for file, d in cifar_files(name).items(): (folder / file).write_bytes(changes.get(file.replace(".", "_"), py2_dumps(d)))
+    for file, d in cifar_files(name).items():
+        (folder / file).write_bytes(changes.get(file.replace(".", "_"), py2_dumps(d)))
     return folder
 
 
@@ -155,53 +215,80 @@ def cifar_tar(name):
 @pytest.fixture
 def tiny_cifar(monkeypatch):
     "Let sifar expect CIFAR archives of the tiny size."
-    monkeypatch.setitem(datasets.CIFARS, "cifar100", replace(datasets.CIFARS["cifar100"], n_train=400, n_test=200))
-    monkeypatch.setitem(datasets.CIFARS, "cifar10", replace(datasets.CIFARS["cifar10"], n_train=100, n_test=100))
+    monkeypatch.setitem(
+        datasets.CIFARS, "cifar100", replace(datasets.CIFARS["cifar100"], n_train=400, n_test=200)
+    )
+    monkeypatch.setitem(
+        datasets.CIFARS, "cifar10", replace(datasets.CIFARS["cifar10"], n_train=100, n_test=100)
+    )
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
-    "Serves `files` {path: (bytes, behaviour)}, `piece` bytes at a time where it breaks off or stalls; notes what was asked for in `asked`."
+    "Serves `files` {path: (bytes, behaviour)}, `piece` bytes where it breaks off; notes requests in `asked`."
+
     files, asked, piece = {}, [], 4000
 
     def do_GET(self):
         content, behaviour = self.files.get(self.path, (b"", 404))
         start = int((self.headers["Range"] or "bytes=0-").split("=")[1].rstrip("-"))
         self.asked.append((self.path, start))
-        if isinstance(behaviour, int): return self.send_error(behaviour)
+        if isinstance(behaviour, int):
+            return self.send_error(behaviour)
         if behaviour == "redirects":
             self.send_response(302)
             self.send_header("Location", self.path)
             return self.end_headers()
-        if behaviour == "no ranges": start = 0
+        if behaviour == "no ranges":
+            start = 0
         self.send_response(206 if start else 200)
-        if start: self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        if behaviour != "no length": self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if behaviour != "no length":
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         end = min(len(content), start + self.piece) if behaviour in ("breaks off", "stalls") else len(content)
         if behaviour == "slow":
             for i in range(start, end, 1000):
-                try: self.wfile.write(content[i:i + 1000])
-                except OSError: return              # the client has had enough
+                try:
+                    self.wfile.write(content[i : i + 1000])
+                except OSError:
+                    return  # the client has had enough
                 time.sleep(0.05)
-        else: self.wfile.write(content[start:end])
-        if behaviour == "stalls": time.sleep(3)
+        else:
+            self.wfile.write(content[start:end])
+        if behaviour == "stalls":
+            time.sleep(3)
 
-    def log_message(self, *args): pass
+    def log_message(self, *args):
+        pass
 
 
 @pytest.fixture
 def mirrors(monkeypatch, tiny_cifar):
-    "A function that lets sifar know two mirrors on this machine which behave as told, and returns what they are asked for."
+    "A function that lets sifar know two mirrors which behave as told, and returns what they are asked for."
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     content = cifar_tar("cifar100")
 
     def set_up(first, second):
-        Mirror.files, Mirror.asked = {f"/{k}/x.tar.gz": (content if sent is None else sent, behaviour) for k, (sent, behaviour) in {"a": first, "b": second}.items()}, []
-        archive = replace(download.CIFAR100, md5=hashlib.md5(content).hexdigest(), size=len(content),
-                          urls=tuple(f"http://127.0.0.1:{server.server_port}/{o}/x.tar.gz" for o in "ab"))
-        monkeypatch.setitem(datasets.CIFARS, "cifar100", replace(datasets.CIFARS["cifar100"], archive=archive))
+        Mirror.files, Mirror.asked = (
+            {
+                f"/{k}/x.tar.gz": (content if sent is None else sent, behaviour)
+                for k, (sent, behaviour) in {"a": first, "b": second}.items()
+            },
+            [],
+        )
+        archive = replace(
+            download.CIFAR100,
+            md5=hashlib.md5(content).hexdigest(),
+            size=len(content),
+            urls=tuple(f"http://127.0.0.1:{server.server_port}/{o}/x.tar.gz" for o in "ab"),
+        )
+        monkeypatch.setitem(
+            datasets.CIFARS, "cifar100", replace(datasets.CIFARS["cifar100"], archive=archive)
+        )
         return Mirror.asked
+
     yield set_up
     server.shutdown()
     server.server_close()
@@ -228,25 +315,33 @@ def image_folder(tmp_path):
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
     "The folder of a finished run of 8 epochs on digits."
+
     def make(folder):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Figure, "savefig", SAVEFIG)           # tests look at its report
+            patch.setattr(Figure, "savefig", SAVEFIG)  # tests look at its report
             small = "--epochs", "8", "--bs", "64", "--sizes", "16x5,32x3"
             train.main(["--preset", "smoke", *small, "--runs", str(folder), "--name", "a"])
+
     return made_once(tmp_path_factory, "finished", make) / "digits" / "a"
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     "The folder of a run of 4 epochs that nothing interrupts."
-    def make(folder): train.main([*SMALL, "--runs", str(folder), "--name", "whole"])
+
+    def make(folder):
+        train.main([*SMALL, "--runs", str(folder), "--name", "whole"])
+
     return made_once(tmp_path_factory, "undisturbed", make) / "digits" / "whole"
 
 
 @pytest.fixture(scope="session")
 def exported(run_folder, tmp_path_factory):
     "That run, exported with all that export.py can write; not to be changed."
-    def make(space): export.main([str(run_folder), "--onnx", "--weights", "--space", str(space / "space")])
+
+    def make(space):
+        export.main([str(run_folder), "--onnx", "--weights", "--space", str(space / "space")])
+
     return run_folder, made_once(tmp_path_factory, "exported", make) / "space"
 
 
@@ -258,6 +353,7 @@ def drawn(monkeypatch):
     def save(fig, *args, **kwargs):
         found[fig.get_suptitle() or fig.axes[0].get_title()] = fig.axes[0]
         return SAVEFIG(fig, *args, **kwargs)
+
     monkeypatch.setattr(Figure, "savefig", save)
     return found
 
@@ -275,14 +371,18 @@ CAMPAIGNS = {}
 
 @pytest.fixture
 def campaign():
-    "A function that counts the faults of a kind that were injected, and those that were survived; they are printed at the end."
+    "A function that counts the faults of a kind, injected and survived; they are printed at the end."
+
     def count(what, injected, survived, note=""):
         a, b, notes = CAMPAIGNS.get(what, (0, 0, []))
         CAMPAIGNS[what] = a + injected, b + survived, [*notes, *([note] if note else [])]
+
     return count
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not CAMPAIGNS: return
+    if not CAMPAIGNS:
+        return
     terminalreporter.section("faults injected, survived")
-    for what, (injected, survived, notes) in CAMPAIGNS.items(): terminalreporter.line(f"{injected:>6} {survived:>6}  {what}{': ' if notes else ''}{'; '.join(notes)}")
+    for what, (injected, survived, notes) in CAMPAIGNS.items():
+        terminalreporter.line(f"{injected:>6} {survived:>6}  {what}{': ' if notes else ''}{'; '.join(notes)}")

@@ -8,6 +8,7 @@ with interpreter flags other than -W ignore, -u, -c and -m sifar.*, and in a fol
     python forkserver.py ADDRESS MAIN ARGS...           what stands for `python ARGS...`
     python forkserver.py --serve ADDRESS MAIN           the server; it ends with the process MAIN
 """
+
 import os
 import socket
 import sys
@@ -16,25 +17,39 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMITS = "RLIMIT_FSIZE", "RLIMIT_DATA"
 FORWARDED = "SIGINT", "SIGTERM", "SIGHUP"
-PRELOAD = ("fastai.vision.all", "timm", "albumentations", "matplotlib.pyplot", "sifar.training.explore",
-           "sifar.runs.report", "sifar.runs.compare", "sifar.share.export", "sifar.share.predict")
-READ_AT_IMPORT = {"HF_": "huggingface_hub"}     # variables that a library reads once, as it is imported
+PRELOAD = (
+    "fastai.vision.all",
+    "timm",
+    "albumentations",
+    "matplotlib.pyplot",
+    "sifar.training.explore",
+    "sifar.runs.report",
+    "sifar.runs.compare",
+    "sifar.share.export",
+    "sifar.share.predict",
+)
+READ_AT_IMPORT = {"HF_": "huggingface_hub"}  # variables that a library reads once, as it is imported
 
 
 # ---- the client: imports little, as it starts often ----
+
 
 def parse(args):
     "The flags of a command line that a forked process understands, else None."
     o, args = {"ignore": False, "unbuffered": False, "kind": "path"}, list(args)
     while args and args[0].startswith("-"):
         flag = args.pop(0)
-        if flag == "-u": o["unbuffered"] = True
-        elif flag == "-W" and args[:1] == ["ignore"]: o["ignore"] = bool(args.pop(0))
+        if flag == "-u":
+            o["unbuffered"] = True
+        elif flag == "-W" and args[:1] == ["ignore"]:
+            o["ignore"] = bool(args.pop(0))
         elif flag in ("-c", "-m") and args:
             o["kind"] = flag
             break
-        else: return None
-    if not args or (o["kind"] == "-m" and not args[0].startswith("sifar.")): return None
+        else:
+            return None
+    if not args or (o["kind"] == "-m" and not args[0].startswith("sifar.")):
+        return None
     return {**o, "what": args[0], "args": args[1:]}
 
 
@@ -47,7 +62,8 @@ def has_another_sifar(o):
 
 def connect(address):
     s = socket.socket(socket.AF_UNIX)
-    try: s.connect(address)
+    try:
+        s.connect(address)
     except OSError:
         s.close()
         return None
@@ -58,17 +74,24 @@ def connect_or_start(address, main):
     "A connection to the server, which the first that needs it starts; None where this process may not."
     import fcntl
     import resource
-    if s := connect(address): return s
-    if any(resource.getrlimit(getattr(resource, o))[0] != resource.RLIM_INFINITY for o in LIMITS): return None
+
+    if s := connect(address):
+        return s
+    if any(resource.getrlimit(getattr(resource, o))[0] != resource.RLIM_INFINITY for o in LIMITS):
+        return None
     with open(f"{address}.log", "a") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
-        if s := connect(address): return s
-        actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                   *((os.POSIX_SPAWN_OPEN, fd, log.name, os.O_WRONLY | os.O_APPEND, 0) for fd in (1, 2))]
+        if s := connect(address):
+            return s
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            *((os.POSIX_SPAWN_OPEN, fd, log.name, os.O_WRONLY | os.O_APPEND, 0) for fd in (1, 2)),
+        ]
         command = [sys.executable, __file__, "--serve", address, main]
         pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True)
         while not (s := connect(address)):
-            if os.waitpid(pid, os.WNOHANG)[0]: sys.exit(f"the fork server ended: see {log.name}")
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                sys.exit(f"the fork server ended: see {log.name}")
             time.sleep(0.02)
     return s
 
@@ -76,43 +99,58 @@ def connect_or_start(address, main):
 def client(address, main, args):
     o = parse(args)
     s = None if o is None or has_another_sifar(o) else connect_or_start(address, main)
-    if s is None: os.execv(sys.executable, [sys.executable, *args])
+    if s is None:
+        os.execv(sys.executable, [sys.executable, *args])
     import json
     import resource
     import signal
-    o |= {"cwd": os.getcwd(), "env": dict(os.environ), "umask": os.umask(0o22),
-          "limits": [resource.getrlimit(getattr(resource, k)) for k in LIMITS]}
+
+    o |= {
+        "cwd": os.getcwd(),
+        "env": dict(os.environ),
+        "umask": os.umask(0o22),
+        "limits": [resource.getrlimit(getattr(resource, k)) for k in LIMITS],
+    }
     signals = {getattr(signal, k) for k in FORWARDED}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)           # until it is known whom they are for
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until it is known whom they are for
     socket.send_fds(s, [b"!"], [0, 1, 2])
     s.sendall(json.dumps(o).encode() + b"\n")
     answers = s.makefile()
     pid = int(answers.readline())
 
     def forward(signum, frame):
-        try: os.kill(pid, signum)
-        except ProcessLookupError: pass
-    for k in signals: signal.signal(k, forward)
+        try:
+            os.kill(pid, signum)
+        except ProcessLookupError:
+            pass
+
+    for k in signals:
+        signal.signal(k, forward)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     code = os.waitstatus_to_exitcode(int(answers.readline()))
-    if code >= 0: os._exit(code)
-    if -code != signal.SIGKILL: signal.signal(-code, signal.SIG_DFL)
+    if code >= 0:
+        os._exit(code)
+    if -code != signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
 
 
 # ---- the server ----
 
+
 def serve(address, main):
     "Fork for each connection. Returns only in such a process, with what it has to run."
     import select
     import signal
+
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener, watched = socket.socket(socket.AF_UNIX), os.pidfd_open(int(main))
     listener.bind(address)
     listener.listen(64)
     while True:
         ready, *_ = select.select([listener, watched], [], [])
-        if watched in ready: os._exit(0)
+        if watched in ready:
+            os._exit(0)
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
@@ -126,24 +164,32 @@ def keep(connection):
     import json
     import select
     import signal
+
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _, fds, *_ = socket.recv_fds(connection, 1, 3)
-    with connection.makefile() as f: o = json.loads(f.readline())
+    with connection.makefile() as f:
+        o = json.loads(f.readline())
     pid = os.fork()
     if pid == 0:
         connection.close()
-        for i, fd in enumerate(fds): os.dup2(fd, i)
+        for i, fd in enumerate(fds):
+            os.dup2(fd, i)
         for fd in fds:
-            if fd > 2: os.close(fd)
+            if fd > 2:
+                os.close(fd)
         return o
-    for fd in fds: os.close(fd)
+    for fd in fds:
+        os.close(fd)
     connection.sendall(b"%d\n" % pid)
     child = os.pidfd_open(pid)
     ready, *_ = select.select([child, connection], [], [])
-    if child not in ready: os.kill(pid, signal.SIGKILL)
+    if child not in ready:
+        os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
-    try: connection.sendall(b"%d\n" % status)
-    except OSError: pass
+    try:
+        connection.sendall(b"%d\n" % status)
+    except OSError:
+        pass
     os._exit(0)
 
 
@@ -153,9 +199,11 @@ def become(o):
     import resource
     import signal
     import warnings
+
     os.chdir(o["cwd"])
     os.umask(o["umask"])
-    for k, limits in zip(LIMITS, o["limits"]): resource.setrlimit(getattr(resource, k), limits)
+    for k, limits in zip(LIMITS, o["limits"]):
+        resource.setrlimit(getattr(resource, k), limits)
     forget_stale_modules(o["env"])
     os.environ.clear()
     os.environ.update(o["env"])
@@ -164,7 +212,8 @@ def become(o):
     sys.stdin = open(0, closefd=False)
     sys.stdout = open(1, "w", buffering=1 if unbuffered or os.isatty(1) else -1, closefd=False)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
-    if o["ignore"]: warnings.simplefilter("ignore")
+    if o["ignore"]:
+        warnings.simplefilter("ignore")
     first = {"-c": "", "-m": o["cwd"], "path": os.path.dirname(os.path.abspath(o["what"]))}[o["kind"]]
     sys.path[:0] = [first, *filter(None, o["env"].get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = [o["kind"] if o["kind"] != "path" else o["what"], *o["args"]]
@@ -173,20 +222,28 @@ def become(o):
 
 def forget_stale_modules(env):
     "Let libraries be imported anew whose variables are not those that they were imported with."
-    def of(env, prefix): return {k: v for k, v in env.items() if k.startswith(prefix)}
+
+    def of(env, prefix):
+        return {k: v for k, v in env.items() if k.startswith(prefix)}
+
     for prefix, library in READ_AT_IMPORT.items():
-        if of(env, prefix) == of(os.environ, prefix): continue
-        for name in [name for name in sys.modules if name.split(".")[0] == library]: del sys.modules[name]
+        if of(env, prefix) == of(os.environ, prefix):
+            continue
+        for name in [name for name in sys.modules if name.split(".")[0] == library]:
+            del sys.modules[name]
 
 
 def run(o):
     import runpy
-    if o["kind"] == "path": runpy.run_path(o["what"], run_name="__main__")
+
+    if o["kind"] == "path":
+        runpy.run_path(o["what"], run_name="__main__")
     elif o["kind"] == "-m":
-        sys.modules.pop(o["what"], None)            # it is run anew, under another name
+        sys.modules.pop(o["what"], None)  # it is run anew, under another name
         runpy.run_module(o["what"], run_name="__main__", alter_sys=True)
     else:
         from types import ModuleType
+
         main = sys.modules["__main__"] = ModuleType("__main__")
         exec(compile(o["what"], "<string>", "exec"), main.__dict__)
 
@@ -196,17 +253,21 @@ def end(f, *args):
     import atexit
     import signal
     import threading
+
     code = 0
-    try: f(*args)
+    try:
+        f(*args)
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 0 if e.code is None else 1
-        if isinstance(e.code, str): print(e.code, file=sys.stderr)
+        if isinstance(e.code, str):
+            print(e.code, file=sys.stderr)
     except BaseException as e:
         sys.excepthook(type(e), e, e.__traceback__)
         code = -signal.SIGINT if isinstance(e, KeyboardInterrupt) else 1
     threading._shutdown()
     atexit._run_exitfuncs()
-    for o in (sys.stdout, sys.stderr): o.flush()
+    for o in (sys.stdout, sys.stderr):
+        o.flush()
     if code < 0:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
@@ -219,17 +280,20 @@ def preload():
     from importlib import import_module
 
     import matplotlib
+
     matplotlib.use("agg")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")             # a test of warnings needs a cold start
-        for name in PRELOAD: import_module(name)
+        warnings.simplefilter("ignore")  # a test of warnings needs a cold start
+        for name in PRELOAD:
+            import_module(name)
     sys.modules["torch"].set_num_threads(1)
     gc.collect()
-    gc.freeze()             # else each collection in a child copies the pages of all modules
+    gc.freeze()  # else each collection in a child copies the pages of all modules
 
 
 if __name__ == "__main__":
-    if sys.argv[1] != "--serve": client(*sys.argv[1:3], sys.argv[3:])
+    if sys.argv[1] != "--serve":
+        client(*sys.argv[1:3], sys.argv[3:])
     sys.path[0] = ROOT
     preload()
     del sys.path[0]

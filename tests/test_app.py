@@ -25,11 +25,19 @@ from sifar.share.export import some_images, write_learner
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next((o for o in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if o), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 
 
 def test_class_names_of_every_script_are_shown_as_they_are():
-    for o in ("बिल्ली", "cafe\u0301", "cat–dog", "🐱"): assert app.plain(o) == o
+    for o in ("बिल्ली", "cafe\u0301", "cat–dog", "🐱"):
+        assert app.plain(o) == o
     assert app.plain("_cat_ <b> [x](y) a*b") == r"\_cat\_ \<b\> \[x\]\(y\) a\*b"
 
 
@@ -41,18 +49,35 @@ class Page:
             s.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{s.getsockname()[1]}"
         self.folder, self.out = folder, open(folder / "log", "w+")
-        env = {**os.environ, "http_proxy": "http://127.0.0.1:9", "GRADIO_SERVER_PORT": self.url.rpartition(":")[2], "GRADIO_TEMP_DIR": str(folder / "uploads"), "TMPDIR": str(folder)}
+        env = {
+            **os.environ,
+            "http_proxy": "http://127.0.0.1:9",
+            "GRADIO_SERVER_PORT": self.url.rpartition(":")[2],
+            "GRADIO_TEMP_DIR": str(folder / "uploads"),
+            "TMPDIR": str(folder),
+        }
         env.pop("SIFAR_MODEL", None)
-        self.process = subprocess.Popen([python or sys.executable, "app.py", *map(str, args)], cwd=cwd, env=env, stdout=self.out, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(
+            [python or sys.executable, "app.py", *map(str, args)],
+            cwd=cwd,
+            env=env,
+            stdout=self.out,
+            stderr=subprocess.STDOUT,
+        )
         for _ in range(600):
-            if "Running on local URL" in self.log(): return
+            if "Running on local URL" in self.log():
+                return
             assert self.process.poll() is None, self.log()
             time.sleep(0.2)
         raise AssertionError(self.log())
 
-    def log(self): return (self.folder / "log").read_text()
+    def log(self):
+        return (self.folder / "log").read_text()
 
-    def memory(self): return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1]) // 1024
+    def memory(self):
+        return (
+            int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[1]) // 1024
+        )
 
     def close(self):
         self.process.send_signal(signal.SIGTERM)
@@ -68,32 +93,41 @@ def page(exported, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(page): return Client(page.url, verbose=False)
+def client(page):
+    return Client(page.url, verbose=False)
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     "8 test pictures of digits as files."
     folder, cfg = tmp_path_factory.mktemp("pictures"), TrainConfig(dataset="digits", arch="resnet8")
-    for i, o in enumerate(some_images(get_learner(get_dls(cfg), cfg), 8)): Image.fromarray(o).save(folder / f"{i}.png")
+    for i, o in enumerate(some_images(get_learner(get_dls(cfg), cfg), 8)):
+        Image.fromarray(o).save(folder / f"{i}.png")
     return sorted(folder.iterdir())
 
 
 # ---- the API ----
 
+
 def test_the_api_gives_what_the_predictor_gives(client, exported, pictures):
     predictor = Predictor(exported[0])
     for o in pictures[:3]:
         got, want = client.predict(handle_file(o), api_name="/predict"), predictor.predict(o)
-        assert got["label"] == want[0][0] and [c["label"] for c in got["confidences"]] == [label for label, _ in want]
-        np.testing.assert_allclose([c["confidence"] for c in got["confidences"]], [p for _, p in want], atol=1e-5)
+        assert got["label"] == want[0][0] and [c["label"] for c in got["confidences"]] == [
+            label for label, _ in want
+        ]
+        np.testing.assert_allclose(
+            [c["confidence"] for c in got["confidences"]], [p for _, p in want], atol=1e-5
+        )
 
 
 def test_many_at_once_give_a_table(client, exported, pictures):
     table = client.predict([handle_file(o) for o in pictures], api_name="/predict_batch")
     assert table["headers"] == ["file", "label", "probability", "or else"]
     assert [row[0] for row in table["data"]] == [o.name for o in pictures]
-    assert [row[1] for row in table["data"]] == [o[0][0] for o in Predictor(exported[0]).predict_batch(pictures, 1)]
+    assert [row[1] for row in table["data"]] == [
+        o[0][0] for o in Predictor(exported[0]).predict_batch(pictures, 1)
+    ]
 
 
 def test_only_the_two_named_endpoints_are_public(client):
@@ -102,15 +136,29 @@ def test_only_the_two_named_endpoints_are_public(client):
 
 def test_the_example_of_the_readme_runs(page, exported, tmp_path):
     code = re.search(r"```python\n(from gradio_client .*?)```", (ROOT / "README.md").read_text(), re.S)[1]
-    done = subprocess.run([sys.executable, "-c", code.replace("http://127.0.0.1:7860", page.url)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("http://127.0.0.1:7860", page.url)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and len(done.stdout.splitlines()) > 3, done.stderr
 
 
 def test_a_damaged_model_json_is_one_line(exported, tmp_path):
     predictor, whole = Predictor(exported[0]), json.loads((exported[0] / "model.json").read_text())
-    for o in ({"parameters": "many"}, {"images": 5}, {"test": 5}, {"test": {"top1": "x"}}, {"commands": 5}, {"commands": [1]}, {"date": 5}):
+    for o in (
+        {"parameters": "many"},
+        {"images": 5},
+        {"test": 5},
+        {"test": {"top1": "x"}},
+        {"commands": 5},
+        {"commands": [1]},
+        {"date": 5},
+    ):
         (tmp_path / "model.json").write_text(json.dumps({**whole, **o}))
-        with pytest.raises(UserError, match="model.json is damaged"): app.about(tmp_path / "learner.pkl", predictor)
+        with pytest.raises(UserError, match="model.json is damaged"):
+            app.about(tmp_path / "learner.pkl", predictor)
 
 
 def save(img, format, **kwargs):
@@ -120,28 +168,49 @@ def save(img, format, **kwargs):
 
 
 WHITE = Image.new("RGB", (40, 40), "white")
-GOOD = {"moves.gif": save(WHITE, "gif", save_all=True, append_images=[Image.new("RGB", (40, 40))]), "cmyk.jpg": save(WHITE.convert("CMYK"), "jpeg"),
-        "deep.png": save(Image.fromarray(np.full((40, 40), 65_535, np.uint16)), "png"), "see_through.png": save(Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "png"),
-        "no_suffix": save(WHITE, "png"), "wrong.png": save(WHITE, "jpeg"), "wide.png": save(Image.new("RGB", (4000, 40), "white"), "png")}
-BAD = {"corrupt.png": (save(WHITE, "png")[:60], "cannot be read as an image"), "=formula.png": (b"no", "is not an image"), "empty.png": (b"", "The file is empty"), "text.png": (b"hello", "is not an image"),
-       "vector.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", "is not an image"), "dot.png": (save(Image.new("RGB", (1, 1)), "png"), "only 1 x 1 pixels"),
-       "long.png": (save(Image.new("1", (20_000, 40)), "png"), "20,000 x 40 pixels"), "large.png": (save(Image.new("1", (8000, 8000)), "png"), "8,000 x 8,000"),
-       "bomb.png": (save(Image.new("1", (16_000, 16_000)), "png"), "too large")}
+GOOD = {
+    "moves.gif": save(WHITE, "gif", save_all=True, append_images=[Image.new("RGB", (40, 40))]),
+    "cmyk.jpg": save(WHITE.convert("CMYK"), "jpeg"),
+    "deep.png": save(Image.fromarray(np.full((40, 40), 65_535, np.uint16)), "png"),
+    "see_through.png": save(Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "png"),
+    "no_suffix": save(WHITE, "png"),
+    "wrong.png": save(WHITE, "jpeg"),
+    "wide.png": save(Image.new("RGB", (4000, 40), "white"), "png"),
+}
+BAD = {
+    "corrupt.png": (save(WHITE, "png")[:60], "cannot be read as an image"),
+    "=formula.png": (b"no", "is not an image"),
+    "empty.png": (b"", "The file is empty"),
+    "text.png": (b"hello", "is not an image"),
+    "vector.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", "is not an image"),
+    "dot.png": (save(Image.new("RGB", (1, 1)), "png"), "only 1 x 1 pixels"),
+    "long.png": (save(Image.new("1", (20_000, 40)), "png"), "20,000 x 40 pixels"),
+    "large.png": (save(Image.new("1", (8000, 8000)), "png"), "8,000 x 8,000"),
+    "bomb.png": (save(Image.new("1", (16_000, 16_000)), "png"), "too large"),
+}
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_odd_pictures_are_read_as_what_they_are(client, exported, tmp_path, name):
     (tmp_path / name).write_bytes(GOOD[name])
-    got, want = client.predict(handle_file(tmp_path / name), api_name="/predict"), Predictor(exported[0]).predict(WHITE)
-    assert got["label"] == want[0][0] and got["confidences"][0]["confidence"] == pytest.approx(want[0][1], abs=0.02)
+    got, want = (
+        client.predict(handle_file(tmp_path / name), api_name="/predict"),
+        Predictor(exported[0]).predict(WHITE),
+    )
+    assert got["label"] == want[0][0] and got["confidences"][0]["confidence"] == pytest.approx(
+        want[0][1], abs=0.02
+    )
 
 
-@pytest.mark.parametrize("name", [o if o in ("corrupt.png", "bomb.png") else pytest.param(o, marks=pytest.mark.slow) for o in BAD])
+@pytest.mark.parametrize(
+    "name", [o if o in ("corrupt.png", "bomb.png") else pytest.param(o, marks=pytest.mark.slow) for o in BAD]
+)
 def test_what_is_no_good_picture_is_a_message_and_no_traceback(page, client, tmp_path, name):
     content, text = BAD[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(AppError, match=text): client.predict(handle_file(tmp_path / name), api_name="/predict")
-    row, = client.predict([handle_file(tmp_path / name)], api_name="/predict_batch")["data"]
+    with pytest.raises(AppError, match=text):
+        client.predict(handle_file(tmp_path / name), api_name="/predict")
+    (row,) = client.predict([handle_file(tmp_path / name)], api_name="/predict_batch")["data"]
     assert row[0] == name and text in row[1]
     assert "Traceback" not in page.log()
 
@@ -156,17 +225,20 @@ def test_too_many_files_and_none_are_messages(page, client, pictures):
 @pytest.mark.slow
 def test_a_file_over_the_cap_is_refused(page, client, tmp_path):
     (tmp_path / "big.png").write_bytes(bytes(21 * 2**20))
-    with pytest.raises(Exception, match="20|large|413"): client.predict(handle_file(tmp_path / "big.png"), api_name="/predict")
+    with pytest.raises(Exception, match="20|large|413"):
+        client.predict(handle_file(tmp_path / "big.png"), api_name="/predict")
     assert "Traceback" not in page.log()
 
 
-def ask(url, path): return Client(url, verbose=False).predict(handle_file(path), api_name="/predict")["label"]
+def ask(url, path):
+    return Client(url, verbose=False).predict(handle_file(path), api_name="/predict")["label"]
 
 
 @pytest.mark.parametrize("n", [8, pytest.param(32, marks=pytest.mark.slow)])
 def test_clients_at_once_get_their_answers(page, exported, pictures, n):
     want = [o[0][0] for o in Predictor(exported[0]).predict_batch(pictures, 1)]
-    with ThreadPoolExecutor(n) as pool: got = list(pool.map(lambda i: ask(page.url, pictures[i % 8]), range(n)))
+    with ThreadPoolExecutor(n) as pool:
+        got = list(pool.map(lambda i: ask(page.url, pictures[i % 8]), range(n)))
     assert got == [want[i % 8] for i in range(n)]
 
 
@@ -176,7 +248,14 @@ def test_memory_stays_level_over_2000_requests(page, client, pictures):
     levels = []
     for _ in range(5):
         with ThreadPoolExecutor(32) as pool:
-            list(pool.map(lambda c: [c.predict(handle_file(pictures[i % 8]), api_name="/predict") for i in range(13)], clients))
+            list(
+                pool.map(
+                    lambda c: [
+                        c.predict(handle_file(pictures[i % 8]), api_name="/predict") for i in range(13)
+                    ],
+                    clients,
+                )
+            )
         levels.append(page.memory())
     print(f"2,080 requests of 32 clients: {levels} MB")
     assert levels[-1] - levels[0] < 60
@@ -184,15 +263,20 @@ def test_memory_stays_level_over_2000_requests(page, client, pictures):
 
 # ---- which model ----
 
+
 def test_without_a_model_the_page_says_how_to_make_one(tmp_path):
     shutil.copy(ROOT / "app.py", tmp_path)
     (tmp_path / "sifar").symlink_to(ROOT / "sifar")
     page = Page(tmp_path, cwd=tmp_path)
-    try: assert "python export.py" in str(Client(page.url, verbose=False).config)
-    finally: page.close()
+    try:
+        assert "python export.py" in str(Client(page.url, verbose=False).config)
+    finally:
+        page.close()
 
 
-def test_the_model_beside_the_app_comes_before_the_newest_export_and_that_before_the_published_one(tmp_path, monkeypatch):
+def test_the_model_beside_the_app_comes_before_the_newest_export_and_that_before_the_published_one(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(app, "HERE", tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results/a").mkdir(parents=True)
@@ -210,15 +294,18 @@ def test_the_model_beside_the_app_comes_before_the_newest_export_and_that_before
 def test_a_model_that_does_not_load_is_one_line(tmp_path, capsys):
     (tmp_path / "learner.pkl").write_text("no learner")
     for path in (tmp_path / "learner.pkl", tmp_path / "nowhere.pkl"):
-        with pytest.raises(SystemExit) as e: app.main(["--model", str(path)])
+        with pytest.raises(SystemExit) as e:
+            app.main(["--model", str(path)])
         assert e.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 # ---- a real browser ----
 
+
 @pytest.fixture(scope="module")
 def browser():
-    if not CHROMIUM: pytest.skip("no chromium on this machine")
+    if not CHROMIUM:
+        pytest.skip("no chromium on this machine")
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as p:
         o = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -228,9 +315,13 @@ def browser():
 
 @pytest.fixture
 def tab(browser, page, request):
-    "The page in a tab of the size (and colours) that the test asks for; at its end there are no errors on its console, and there is a screenshot."
+    "The page in a tab of the size (and colours) that the test asks for; in the end its console has no errors."
     options = getattr(request, "param", {})
-    context = browser.new_context(viewport={"width": 1200, "height": 1100}, **options) if "viewport" not in options else browser.new_context(**options)
+    context = (
+        browser.new_context(viewport={"width": 1200, "height": 1100}, **options)
+        if "viewport" not in options
+        else browser.new_context(**options)
+    )
     o, errors = context.new_page(), []
     o.set_default_timeout(60_000)
     o.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
@@ -245,10 +336,14 @@ def tab(browser, page, request):
     assert errors == [] and "Traceback" not in page.log()
 
 
-def upload(tab, path): tab.locator("input[type=file]").first.set_input_files(path)
+def upload(tab, path):
+    tab.locator("input[type=file]").first.set_input_files(path)
 
 
-def clear(tab): tab.get_by_label("Clear").or_(tab.get_by_title("Clear")).or_(tab.get_by_label("Remove Image")).first.click()
+def clear(tab):
+    tab.get_by_label("Clear").or_(tab.get_by_title("Clear")).or_(
+        tab.get_by_label("Remove Image")
+    ).first.click()
 
 
 def test_a_picture_gives_labels_what_the_model_sees_and_why(tab, exported, pictures):
@@ -269,11 +364,13 @@ def test_a_picture_gives_labels_what_the_model_sees_and_why(tab, exported, pictu
 def coloured(exported, tmp_path_factory):
     "The page of a learner that knows a class of the examples, as a Space that stands by itself."
     folder = tmp_path_factory.mktemp("coloured")
-    for name in ("app.py", "examples", "sifar"): (folder / name).symlink_to(ROOT / name)
+    for name in ("app.py", "examples", "sifar"):
+        (folder / name).symlink_to(ROOT / name)
     images = [Image.new("RGB", (40, 40), o) for o in ("red", "green")]
     for name, img in zip(("apple", "orange"), images):
         (folder / "data" / name).mkdir(parents=True)
-        for i in range(12): img.save(folder / "data" / name / f"{i}.png")
+        for i in range(12):
+            img.save(folder / "data" / name / f"{i}.png")
     cfg = TrainConfig(dataset=str(folder / "data"), data=str(folder), arch="resnet8")
     write_learner(get_learner(get_dls(cfg), cfg), folder / "learner.pkl", {})
     o = Page(folder, cwd=folder)
@@ -302,7 +399,12 @@ def test_a_bad_file_is_a_message_and_the_old_answer_goes(tab, pictures, tmp_path
     clear(tab)
     upload(tab, tmp_path / "bad.png")
     tab.locator("#note", has_text="is not an image").wait_for()
-    assert tab.locator("text=/\\d+ ms/").count() == tab.locator("#seen img").count() == tab.locator("#why img").count() == 0
+    assert (
+        tab.locator("text=/\\d+ ms/").count()
+        == tab.locator("#seen img").count()
+        == tab.locator("#why img").count()
+        == 0
+    )
 
 
 @pytest.mark.slow
@@ -315,7 +417,9 @@ def test_a_new_picture_while_a_slow_one_is_read_gets_its_own_answer(tab, exporte
     tab.locator("#choice").get_by_text(want, exact=True).first.wait_for()
     tab.wait_for_timeout(4000)
     assert tab.get_by_test_id("label-output-value").inner_text().strip() == want
-    assert f"{want}" in tab.locator("#note").inner_text() and tab.locator("#choice input:checked").count() == 1
+    assert (
+        f"{want}" in tab.locator("#note").inner_text() and tab.locator("#choice input:checked").count() == 1
+    )
 
 
 def test_what_somebody_may_be_loading_is_not_written_anew(tab, page, pictures):
@@ -325,7 +429,8 @@ def test_what_somebody_may_be_loading_is_not_written_anew(tab, page, pictures):
         tab.locator("#why img").wait_for()
         files = list((page.folder / "uploads").rglob("image.*"))
         marked = [o for o in files if o.read_bytes().endswith(b"mark")]
-        for o in files: o.write_bytes(o.read_bytes() + b"mark")
+        for o in files:
+            o.write_bytes(o.read_bytes() + b"mark")
         clear(tab)
         tab.locator("#seen img").wait_for(state="detached")
     assert len(files) >= 2 and len(marked) == len(files)
@@ -337,13 +442,20 @@ def test_many_pictures_give_a_gallery_and_a_csv_file(tab, pictures, tmp_path):
     tab.locator("#files input[type=file]").set_input_files([*pictures, tmp_path / "bad.png"])
     tab.locator("#shown img").nth(7).wait_for()
     tab.get_by_text("is not an image").locator("visible=true").first.wait_for()
-    with tab.expect_download() as download: tab.get_by_text("Download as CSV").click()
+    with tab.expect_download() as download:
+        tab.get_by_text("Download as CSV").click()
     lines = Path(download.value.path()).read_text("utf-8-sig").splitlines()
-    assert len(lines) == 10 and lines[0].startswith("file,label,probability,or else") and lines[1].startswith("0.png,")
+    assert (
+        len(lines) == 10
+        and lines[0].startswith("file,label,probability,or else")
+        and lines[1].startswith("0.png,")
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tab", [{"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}], indirect=True)
+@pytest.mark.parametrize(
+    "tab", [{"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}], indirect=True
+)
 def test_on_a_phone_nothing_is_wider_than_the_screen(tab, pictures):
     upload(tab, pictures[0])
     tab.locator("text=/\\d+ ms/").wait_for()
@@ -355,12 +467,16 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(tab, pictures):
 def test_where_the_system_is_dark_the_page_is_dark(tab, pictures):
     upload(tab, pictures[0])
     tab.locator("text=/\\d+ ms/").wait_for()
-    assert sum(map(int, re.findall(r"\d+", tab.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])) < 200
+    assert (
+        sum(map(int, re.findall(r"\d+", tab.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]))
+        < 200
+    )
 
 
 def test_the_page_tells_about_the_model(tab):
     tab.get_by_role("tab", name="About").click()
-    for text in ("78,042", "resnet8", "test top-1", "it knows only these 10 classes"): tab.get_by_text(text).first.wait_for()
+    for text in ("78,042", "resnet8", "test top-1", "it knows only these 10 classes"):
+        tab.get_by_text(text).first.wait_for()
 
 
 def test_the_page_asks_no_other_host(browser, page):
@@ -375,6 +491,7 @@ def test_the_page_asks_no_other_host(browser, page):
 
 # ---- abuse: last, as Gradio itself logs what is no request of its own ----
 
+
 def ask_raw(page, fn_index, data):
     "What an endpoint, public or private, answers to a request that no client of Gradio made."
     body = {"data": data, "fn_index": fn_index, "session_hash": f"stranger{time.monotonic_ns()}"}
@@ -383,24 +500,43 @@ def ask_raw(page, fn_index, data):
         return next(o for o in r.iter_lines() if "process_completed" in o)
 
 
-SECRETS = [str(ROOT / "docs" / "page.png"), "{uploads}/../../..{root}/docs/page.png",
-           *(pytest.param(o, marks=pytest.mark.slow) for o in ("/etc/passwd", "/dev/zero", "../../../../etc/passwd", "", 5, None))]
+SECRETS = [
+    str(ROOT / "docs" / "page.png"),
+    "{uploads}/../../..{root}/docs/page.png",
+    *(
+        pytest.param(o, marks=pytest.mark.slow)
+        for o in ("/etc/passwd", "/dev/zero", "../../../../etc/passwd", "", 5, None)
+    ),
+]
 
 
 @pytest.mark.parametrize("path", SECRETS)
 def test_nothing_is_read_but_what_was_uploaded(page, pictures, path):
     show, why, show_many, predict, predict_batch = range(5)
-    answer = re.compile(r'image\.webp|"confidence"|"data":\[\["[^"]*","[^"]*",[0-9]')         # a picture, a label, a row with a probability
-    with open(pictures[0], "rb") as f: uploaded, = httpx.post(f"{page.url}/gradio_api/upload", files={"files": f}).json()
-    ask = {show: lambda o: [o], why: lambda o: [o, "3"], show_many: lambda o: [[o]], predict: lambda o: [o], predict_batch: lambda o: [[o]]}
-    for i, data in ask.items(): assert answer.search(ask_raw(page, i, data({"path": uploaded, "meta": {"_type": "gradio.FileData"}})))
-    if isinstance(path, str): path = path.format(uploads=Path(uploaded).parent, root=ROOT)
+    answer = re.compile(
+        r'image\.webp|"confidence"|"data":\[\["[^"]*","[^"]*",[0-9]'
+    )  # a picture, a label, a row with a probability
+    with open(pictures[0], "rb") as f:
+        (uploaded,) = httpx.post(f"{page.url}/gradio_api/upload", files={"files": f}).json()
+    ask = {
+        show: lambda o: [o],
+        why: lambda o: [o, "3"],
+        show_many: lambda o: [[o]],
+        predict: lambda o: [o],
+        predict_batch: lambda o: [[o]],
+    }
+    for i, data in ask.items():
+        assert answer.search(ask_raw(page, i, data({"path": uploaded, "meta": {"_type": "gradio.FileData"}})))
+    if isinstance(path, str):
+        path = path.format(uploads=Path(uploaded).parent, root=ROOT)
     for i, data in ask.items():
         for file in ({"path": path}, path):
             reply = ask_raw(page, i, data(file))
             assert not answer.search(reply), reply
     for i, data in ask.items():
-        assert "Send the picture itself" in ask_raw(page, i, data({"path": "https://example.org/cat.png", "meta": {"_type": "gradio.FileData"}}))
+        assert "Send the picture itself" in ask_raw(
+            page, i, data({"path": "https://example.org/cat.png", "meta": {"_type": "gradio.FileData"}})
+        )
 
 
 @pytest.mark.slow
@@ -408,7 +544,9 @@ def test_the_space_runs_in_a_fresh_environment(exported, browser, pictures, tmp_
     space = shutil.copytree(exported[1], tmp_path / "space")
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", "requirements.txt"], cwd=space, check=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "-r", "requirements.txt"], cwd=space, check=True
+    )
     page = Page(tmp_path, cwd=space, python=python)
     try:
         tab = browser.new_page()
@@ -416,10 +554,14 @@ def test_the_space_runs_in_a_fresh_environment(exported, browser, pictures, tmp_
         upload(tab, pictures[0])
         tab.locator("text=/\\d+ ms/").wait_for(timeout=60_000)
         assert "Traceback" not in page.log()
-    finally: page.close()
+    finally:
+        page.close()
 
 
 def test_uploads_get_a_folder_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "mine"))
-    with app.upload_folder(): assert Path(app.get_upload_folder()).parent == tmp_path / "mine", "what else is in there is not deleted"
+    with app.upload_folder():
+        assert Path(app.get_upload_folder()).parent == tmp_path / "mine", (
+            "what else is in there is not deleted"
+        )
     assert not list((tmp_path / "mine").iterdir())

@@ -8,7 +8,8 @@ from sifar.data.augment import Cutout, get_tfms, random_changes, seed_tfms
 FILL = (1, 2, 3)
 
 
-def image(): return np.random.default_rng(0).integers(10, 256, (32, 32, 3), dtype=np.uint8)
+def image():
+    return np.random.default_rng(0).integers(10, 256, (32, 32, 3), dtype=np.uint8)
 
 
 def placed(out, img):
@@ -19,8 +20,9 @@ def placed(out, img):
     for mirrored in (False, True):
         for dy in range(9):
             for dx in range(9):
-                crop = padded[dy:dy + 32, dx:dx + 32][:, ::-1 if mirrored else 1]
-                if ((out == crop).all(-1) | hole).all(): return dy, dx, mirrored
+                crop = padded[dy : dy + 32, dx : dx + 32][:, :: -1 if mirrored else 1]
+                if ((out == crop).all(-1) | hole).all():
+                    return dy, dx, mirrored
 
 
 def test_every_offset_and_both_sides_are_seen():
@@ -49,7 +51,11 @@ def test_cutout_fills_one_square_of_8_wherever_its_centre_is():
     for _ in range(3000):
         hole = (cut(image=img)["image"] == FILL).all(-1)
         ys, xs = np.nonzero(hole)
-        assert hole[ys.min():ys.max() + 1, xs.min():xs.max() + 1].all() and 4 <= np.ptp(ys) + 1 <= 8 and 4 <= np.ptp(xs) + 1 <= 8
+        assert (
+            hole[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1].all()
+            and 4 <= np.ptp(ys) + 1 <= 8
+            and 4 <= np.ptp(xs) + 1 <= 8
+        )
         count += hole
     middle = count[8:24, 8:24] / 3000
     assert abs(middle.mean() - (8 / 32) ** 2) < 0.005 and count.min() > 0
@@ -61,6 +67,7 @@ def test_one_seed_one_stream():
         tfms = get_tfms()
         seed_tfms(tfms, seed)
         return [tfms(image=image())["image"] for _ in range(5)]
+
     a, b, c = stream(3), stream(3), stream(4)
     assert all((x == y).all() for x, y in zip(a, b)) and not all((x == y).all() for x, y in zip(a, c))
     random.seed(0)
@@ -77,15 +84,24 @@ def test_the_policy_scales_with_the_size():
 def test_policies_change_images_in_many_ways_by_the_seed_alone(aug):
     tfms, img = get_tfms(aug), np.full((32, 32, 3), 100, np.uint8)
     img[8:24, 8:24] = (250, 20, 60)
+
     def stream(seed):
         seed_tfms(tfms, seed)
         return [tfms(image=img)["image"] for _ in range(200)]
+
     a = stream(1)
-    assert all((x == y).all() for x, y in zip(a, stream(1))) and any((x != y).any() for x, y in zip(a, stream(2)))
-    assert all(o.shape == (32, 32, 3) and o.dtype == np.uint8 for o in a) and len({o.tobytes() for o in a}) > 190
+    assert all((x == y).all() for x, y in zip(a, stream(1))) and any(
+        (x != y).any() for x, y in zip(a, stream(2))
+    )
+    assert (
+        all(o.shape == (32, 32, 3) and o.dtype == np.uint8 for o in a) and len({o.tobytes() for o in a}) > 190
+    )
     standard = get_tfms()
     seed_tfms(standard, 1)
-    colours = [len({tuple(p) for o in stream for p in o.reshape(-1, 3)}) for stream in (a, [standard(image=img)["image"] for _ in range(200)])]
+    colours = [
+        len({tuple(p) for o in stream for p in o.reshape(-1, 3)})
+        for stream in (a, [standard(image=img)["image"] for _ in range(200)])
+    ]
     assert colours[0] > 100 and colours[1] == 3, "two colours and the fill"
 
 
@@ -93,6 +109,9 @@ def test_trivial_augment_goes_further_than_rand_augment():
     def farthest(share):
         tfms, img = random_changes(share, (0, 0, 0)), image()
         return [max(abs(tfm(image=img)["image"].astype(int) - img).mean() for _ in range(40)) for tfm in tfms]
+
     wide, narrow = farthest(1.0), farthest(0.3)
     assert wide[0] == narrow[0] == 0 and len(wide) == 14 and all(a > 0 for a in wide[1:])
-    assert all(a > b for a, b in list(zip(wide, narrow))[8:]), "brightness, contrast, saturation, sharpness, bits and threshold"
+    assert all(a > b for a, b in list(zip(wide, narrow))[8:]), (
+        "brightness, contrast, saturation, sharpness, bits and threshold"
+    )

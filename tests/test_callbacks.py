@@ -20,11 +20,18 @@ from sifar.training.precision import pick_device, pick_precision
 
 class Short(Callback):
     "End the fit after two batches; note what the rest of the loop gets from the model."
-    order = 20              # after Precision
-    def __init__(self): self.dtypes = set()
-    def after_pred(self): self.dtypes.add(self.pred.dtype)
+
+    order = 20  # after Precision
+
+    def __init__(self):
+        self.dtypes = set()
+
+    def after_pred(self):
+        self.dtypes.add(self.pred.dtype)
+
     def after_batch(self):
-        if self.iter == 1: raise CancelFitException
+        if self.iter == 1:
+            raise CancelFitException
 
 
 def learner(**kwargs):
@@ -33,17 +40,19 @@ def learner(**kwargs):
     return get_learner(get_dls(cfg), cfg)
 
 
-FP16 = pytest.param("fp16", torch.float16, marks=pytest.mark.slow)          # which processors are slow at
+FP16 = pytest.param("fp16", torch.float16, marks=pytest.mark.slow)  # which processors are slow at
 
 
 @pytest.mark.parametrize("precision, dtype", [("fp32", torch.float32), ("bf16", torch.bfloat16), FP16])
 def test_the_forward_pass_runs_in_the_precision_asked_for(precision, dtype):
     learn, seen, short = learner(precision=precision), set(), Short()
     learn.model.head[2].register_forward_hook(lambda m, x, out: seen.add(out.dtype))
-    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.1, 0, cbs=short)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(1, 0.1, 0, cbs=short)
     assert seen == {dtype} and short.dtypes == {torch.float32}
     assert all(o.dtype == torch.float32 for o in learn.model.parameters())
-    with learn.no_bar(): preds, _ = learn.get_preds()
+    with learn.no_bar():
+        preds, _ = learn.get_preds()
     assert preds.dtype == torch.float32
 
 
@@ -52,7 +61,8 @@ def test_precisions_agree_on_the_loss(precision):
     losses = []
     for o in ("fp32", precision):
         learn = learner(precision=o)
-        with learn.no_bar(), learn.no_logging(): losses.append(learn.validate()[0])
+        with learn.no_bar(), learn.no_logging():
+            losses.append(learn.validate()[0])
     assert losses == pytest.approx([losses[0]] * 2, rel=0.01)
 
 
@@ -61,15 +71,24 @@ def test_fp16_scales_the_loss():
 
     class Look(Callback):
         order = 50
-        def before_backward(self): scales.append((self.loss_grad / self.loss).item())
-        def after_batch(self): raise CancelFitException
-    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.1, 0, cbs=Look())
+
+        def before_backward(self):
+            scales.append((self.loss_grad / self.loss).item())
+
+        def after_batch(self):
+            raise CancelFitException
+
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(1, 0.1, 0, cbs=Look())
     assert scales == [pytest.approx(65536, rel=1e-3)]
 
 
 class Break(Callback):
-    def __init__(self, e): self.e = e
-    def after_pred(self): raise self.e
+    def __init__(self, e):
+        self.e = e
+
+    def after_pred(self):
+        raise self.e
 
 
 @pytest.mark.slow
@@ -79,28 +98,39 @@ def test_gradients_that_overflow_in_fp16_halve_the_scale_and_move_no_weight():
 
     class Look(Callback):
         order = 100
+
         def after_batch(self):
-            if self.training: seen.append((self.scaler.get_scale(), self.model.head[2].weight.detach().clone()))
+            if self.training:
+                seen.append((self.scaler.get_scale(), self.model.head[2].weight.detach().clone()))
+
     weight = learn.model.head[2].weight.detach().clone()
-    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.1, 0, cbs=[Look(), StopOnNaN()])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(1, 0.1, 0, cbs=[Look(), StopOnNaN()])
     overflows = sum(torch.equal(o, weight) for _, o in seen)
     assert 3 < overflows < len(seen) and seen[-1][0] == 2.0**30 / 2**overflows
-    assert all(torch.isfinite(o).all() for o in learn.model.parameters()) and not torch.equal(seen[-1][1], weight)
+    assert all(torch.isfinite(o).all() for o in learn.model.parameters()) and not torch.equal(
+        seen[-1][1], weight
+    )
 
 
 @pytest.mark.parametrize("e", [CancelBatchException(), RuntimeError("bug"), KeyboardInterrupt()])
 def test_autocast_is_off_after_a_batch_that_is_cancelled_or_fails(e):
     learn = learner(precision="bf16")
     try:
-        with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.1, 0, cbs=[Break(e), Short()])
-    except (RuntimeError, KeyboardInterrupt): pass
-    assert not torch.is_autocast_enabled("cpu") and (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_warmup_cosine(1, 0.1, 0, cbs=[Break(e), Short()])
+    except (RuntimeError, KeyboardInterrupt):
+        pass
+    assert (
+        not torch.is_autocast_enabled("cpu") and (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    )
 
 
 def test_a_failing_model_leaves_autocast_off():
     learn = learner(precision="bf16")
     learn.model.head[2].register_forward_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError), learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.1, 0)
+    with pytest.raises(ZeroDivisionError), learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(1, 0.1, 0)
     assert not torch.is_autocast_enabled("cpu")
 
 
@@ -110,10 +140,13 @@ def test_a_loss_that_is_no_number_ends_the_run(bad, every):
 
     class Spoil(Callback):
         def after_pred(self):
-            if self.iter == 3: self.learn.pred = self.pred * bad
-    with pytest.raises(UserError) as e, learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(2, 0.1, 0, cbs=[Spoil(), StopOnNaN(every)])
+            if self.iter == 3:
+                self.learn.pred = self.pred * bad
+
+    with pytest.raises(UserError) as e, learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(2, 0.1, 0, cbs=[Spoil(), StopOnNaN(every)])
     assert "epoch 1, batch 4, lr 0.0" in e.value.text and "smaller --lr" in e.value.text
-    assert every > 1 or all(torch.isfinite(o).all() for o in learn.model.parameters())          # else before the step
+    assert every > 1 or all(torch.isfinite(o).all() for o in learn.model.parameters())  # else before the step
 
 
 def test_a_step_does_not_wait_for_a_gpu(monkeypatch, tmp_path):
@@ -121,14 +154,21 @@ def test_a_step_does_not_wait_for_a_gpu(monkeypatch, tmp_path):
     learn, asked, steps = learner(augment="batch", precision="fp32", bs=128), [], []
     learn.path = tmp_path
 
-    def counted(f): return lambda *args, **kwargs: asked.append(f) or f(*args, **kwargs)
-    for o in ("item", "cpu", "tolist", "numpy"): monkeypatch.setattr(torch.Tensor, o, counted(getattr(torch.Tensor, o)))
+    def counted(f):
+        return lambda *args, **kwargs: asked.append(f) or f(*args, **kwargs)
+
+    for o in ("item", "cpu", "tolist", "numpy"):
+        monkeypatch.setattr(torch.Tensor, o, counted(getattr(torch.Tensor, o)))
 
     class Watch(Callback):
         order = 1000
+
         def after_batch(self):
-            if self.training: steps.append(len(asked))
-    with learn.no_bar(), progress() as bar: learn.fit_warmup_cosine(1, 0.1, 0, cbs=[StopOnNaN(50), RunLog(bar), Watch()])
+            if self.training:
+                steps.append(len(asked))
+
+    with learn.no_bar(), progress() as bar:
+        learn.fit_warmup_cosine(1, 0.1, 0, cbs=[StopOnNaN(50), RunLog(bar), Watch()])
     assert len(steps) > 5 and len(set(steps[:-1])) == 1 and asked
 
 
@@ -145,16 +185,25 @@ def test_weights_that_are_no_numbers_after_the_last_step_of_an_epoch_reach_no_ch
 
     class Spoil(Callback):
         def after_step(self):
-            if self.epoch == 1 and self.iter == self.n_iter - 1: next(self.model.parameters()).data.fill_(math.nan)
-    with pytest.raises(UserError, match="weights became .* in epoch 2, .* smaller --lr"), learn.no_bar(), progress() as bar:
+            if self.epoch == 1 and self.iter == self.n_iter - 1:
+                next(self.model.parameters()).data.fill_(math.nan)
+
+    with (
+        pytest.raises(UserError, match="weights became .* in epoch 2, .* smaller --lr"),
+        learn.no_bar(),
+        progress() as bar,
+    ):
         learn.fit_warmup_cosine(3, 0.1, 0, cbs=[Spoil(), StopOnNaN(), RunLog(bar), SaveLast()])
     state = torch.load(tmp_path / "models" / "last.pth", weights_only=True)
-    assert state["epoch"] == len(state["history"]) == 1 and all(torch.isfinite(o).all() for o in state["model"].values())
+    assert state["epoch"] == len(state["history"]) == 1 and all(
+        torch.isfinite(o).all() for o in state["model"].values()
+    )
 
 
 def test_a_device_that_is_not_there_is_named():
     for name in ("tpu", "cuda:99", "gpu"):
-        with pytest.raises(UserError, match=f"--device {name} is not on this machine"): pick_device(name)
+        with pytest.raises(UserError, match=f"--device {name} is not on this machine"):
+            pick_device(name)
     assert pick_device("cpu") == torch.device("cpu")
 
 
@@ -172,23 +221,39 @@ def test_auto_precision_is_bf16_only_where_the_processor_is_fast_at_it():
 def test_a_gpu_trains_in_every_precision():
     for precision in ("auto", "fp32", "bf16", "fp16"):
         learn = learner(precision=precision, device="cuda")
-        with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(2, 0.1, 0)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_warmup_cosine(2, 0.1, 0)
         assert learn.recorder.values[-1][0] < math.log(10) + 0.3 and next(learn.model.parameters()).is_cuda
 
 
 class Watch(Callback):
     "Notes the size of each batch after the callbacks before it, and of the epoch that it belongs to."
+
     order = 30
-    def before_fit(self): self.seen = []
+
+    def before_fit(self):
+        self.seen = []
+
     def before_batch(self):
         self.seen.append((self.training, self.epoch, self.x.shape[-1]))
-        if self.training: raise CancelBatchException            # the sizes are all that is asked for
+        if self.training:
+            raise CancelBatchException  # the sizes are all that is asked for
 
 
-@pytest.mark.parametrize("epochs, sizes", [(4, [16, 16, 24, 32]), (8, [16, 16, 16, 16, 24, 24, 32, 32]), (1, [24]), (2, [16, 32]), (3, [16, 24, 32])])
+@pytest.mark.parametrize(
+    "epochs, sizes",
+    [
+        (4, [16, 16, 24, 32]),
+        (8, [16, 16, 16, 16, 24, 24, 32, 32]),
+        (1, [24]),
+        (2, [16, 32]),
+        (3, [16, 24, 32]),
+    ],
+)
 def test_images_grow_in_training_and_are_whole_in_validation(epochs, sizes):
     learn, watch = learner(sizes="16x2,24,32", bs=512), Watch()
-    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(epochs, 0.1, 0, cbs=watch)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(epochs, 0.1, 0, cbs=watch)
     assert [{s for t, e, s in watch.seen if t and e == i} for i in range(epochs)] == [{o} for o in sizes]
     assert {s for t, _, s in watch.seen if not t} == {32}
 
@@ -205,36 +270,48 @@ def test_shrunk_images_are_the_means_of_their_pixels():
 
 
 def mixed(**kwargs):
-    "A batch of training as it comes, as a callback mixes it, the targets (n,10) that follow from the loss, and the learner."
+    "A batch as it comes, as a callback mixes it, the targets (n,10) behind the loss, and the learner."
     learn, got = learner(precision="fp32", bs=64, **kwargs), {}
 
     class Take(Callback):
         order = -50
-        def before_batch(self): got["x"], got["y"] = self.x.as_subclass(torch.Tensor).clone(), self.y
+
+        def before_batch(self):
+            got["x"], got["y"] = self.x.as_subclass(torch.Tensor).clone(), self.y
 
     class Look(Callback):
-        order = -1              # before Mix restores the loss
-        def after_pred(self): got["mixed"] = self.x
+        order = -1  # before Mix restores the loss
+
+        def after_pred(self):
+            got["mixed"] = self.x
+
         def after_loss(self):
-            if not self.training: return
-            probe = torch.zeros_like(self.pred, requires_grad=True)         # d loss / d logits = softmax - target
-            grad, = torch.autograd.grad(self.loss_func(probe, *self.yb) * len(probe), probe)
+            if not self.training:
+                return
+            probe = torch.zeros_like(self.pred, requires_grad=True)  # d loss / d logits = softmax - target
+            (grad,) = torch.autograd.grad(self.loss_func(probe, *self.yb) * len(probe), probe)
             got["targ"] = 0.1 - grad
             raise CancelFitException
-    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0, cbs=[Take(), Look()])
+
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(1, 0.01, 0, cbs=[Take(), Look()])
     return got, learn
 
 
 def test_smoothing_is_the_share_that_all_classes_get_alike():
     dls = get_dls(TrainConfig(dataset="digits", arch="resnet8"))
-    losses = [get_learner(dls, TrainConfig(dataset="digits", arch="resnet8", smoothing=o)).loss_func for o in (0.0, 0.3)]
+    losses = [
+        get_learner(dls, TrainConfig(dataset="digits", arch="resnet8", smoothing=o)).loss_func
+        for o in (0.0, 0.3)
+    ]
     pred, targ = torch.randn(8, 10), torch.arange(8)
     none, some = (o(pred, targ) for o in losses)
     assert torch.allclose(none, -pred.log_softmax(1)[range(8), targ].mean())
     assert torch.allclose(some, 0.7 * none - 0.3 * pred.log_softmax(1).mean())
 
 
-def smoothed(y, n=10, eps=0.1): return torch.nn.functional.one_hot(y.as_subclass(torch.Tensor), n) * (1 - eps) + eps / n
+def smoothed(y, n=10, eps=0.1):
+    return torch.nn.functional.one_hot(y.as_subclass(torch.Tensor), n) * (1 - eps) + eps / n
 
 
 def test_mixup_mixes_images_and_targets_alike():
@@ -244,7 +321,9 @@ def test_mixup_mixes_images_and_targets_alike():
     share = ((got["mixed"] - x.flip(0)) * (x - x.flip(0))).sum() / (x - x.flip(0)).square().sum()
     assert torch.allclose(got["mixed"], share * x + (1 - share) * x.flip(0), atol=1e-4)
     assert torch.allclose(got["targ"], share * y + (1 - share) * y.flip(0), atol=1e-4)
-    assert type(learn.loss_func).__name__ == "LabelSmoothingCrossEntropy", "also after a fit that was cancelled"
+    assert type(learn.loss_func).__name__ == "LabelSmoothingCrossEntropy", (
+        "also after a fit that was cancelled"
+    )
 
 
 def test_cutmix_pastes_one_rectangle_and_mixes_targets_by_its_area():
@@ -265,15 +344,22 @@ def unmixed(**settings):
 
     class Take(Callback):
         order = -100
-        def before_batch(self): self.learn.taken = self.x.clone()
+
+        def before_batch(self):
+            self.learn.taken = self.x.clone()
+
     class Look(Callback):
         order = 100
+
         def before_batch(self):
-            if not self.training: return
+            if not self.training:
+                return
             same.append(torch.equal(self.x, self.taken))
-            raise CancelBatchException                          # nothing is to be trained
+            raise CancelBatchException  # nothing is to be trained
+
     set_seed(0)
-    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0, cbs=[Take(), Look()])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(1, 0.01, 0, cbs=[Take(), Look()])
     return torch.tensor(same, dtype=float)
 
 
@@ -295,12 +381,16 @@ def test_ema_averages_the_weights_and_is_what_is_validated_and_left():
 
     class Note(Callback):
         order = 100
+
         def after_batch(self):
-            if self.training: steps.append(self.model.stem[0].weight.detach().clone())
+            if self.training:
+                steps.append(self.model.stem[0].weight.detach().clone())
+
     with learn.no_bar(), learn.no_logging():
         learn.fit_warmup_cosine(2, 0.05, 0, cbs=Note())
         average = steps[0]
-        for i, o in enumerate(steps): average = average.lerp(o, 1 - min(0.9, 1 - (1 + i) ** (-2 / 3)))       # timm's warm-up
+        for i, o in enumerate(steps):
+            average = average.lerp(o, 1 - min(0.9, 1 - (1 + i) ** (-2 / 3)))  # timm's warm-up
         assert torch.allclose(learn.model.stem[0].weight, average, atol=1e-4)
         assert learn.recorder.values[-1][1:] == learn.validate()
 
@@ -310,30 +400,41 @@ def test_gradients_are_clipped():
 
     class Look(Callback):
         order = 60
-        def before_step(self): norms.append(torch.stack([p.grad.norm() for p in self.model.parameters()]).norm().item())
-    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0, cbs=Look())
+
+        def before_step(self):
+            norms.append(torch.stack([p.grad.norm() for p in self.model.parameters()]).norm().item())
+
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(1, 0.01, 0, cbs=Look())
     assert max(norms) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_pairs_are_mixed_where_there_are_few_images():
     learn = learner(mixup=0.2, bs=2048)
     assert len(learn.dls.train) == 1
-    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(1, 0.01, 0)
 
 
 class Interrupt(Callback):
     "Ctrl-C in the first forward pass of training, or of validation."
+
     order = -40
-    def __init__(self, training): self.when = training
+
+    def __init__(self, training):
+        self.when = training
+
     def after_pred(self):
-        if self.training == self.when: raise KeyboardInterrupt
+        if self.training == self.when:
+            raise KeyboardInterrupt
 
 
 def test_mixing_takes_any_loss_and_goes_on_after_an_interruption():
     learn = learner(mixup=1.0)
     learn.loss_func = CrossEntropyLossFlat()
     with learn.no_bar(), learn.no_logging():
-        with pytest.raises(KeyboardInterrupt): learn.fit_warmup_cosine(1, 0.01, 0, cbs=Interrupt(training=True))
+        with pytest.raises(KeyboardInterrupt):
+            learn.fit_warmup_cosine(1, 0.01, 0, cbs=Interrupt(training=True))
         learn.fit_warmup_cosine(1, 0.01, 0)
     assert isinstance(learn.loss_func, CrossEntropyLossFlat)
 
@@ -342,7 +443,8 @@ def test_smoothed_labels_of_any_loss_are_kept_when_mixing():
     torch.manual_seed(3)
     learn = learner(precision="fp32", bs=64, mixup=1.0)
     learn.loss_func = CrossEntropyLossFlat(label_smoothing=0.3)
-    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(1, 0.01, 0)
     assert learn.mix.targ.min().item() == pytest.approx(0.03)
 
 
@@ -364,6 +466,7 @@ def test_an_average_is_left_alone_by_lr_find_and_by_an_interruption():
     with learn.no_bar(), learn.no_logging():
         learn.lr_find(show_plot=False)
         assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
-        with pytest.raises(KeyboardInterrupt): learn.fit_warmup_cosine(1, 0.01, 0, cbs=Interrupt(training=False))
+        with pytest.raises(KeyboardInterrupt):
+            learn.fit_warmup_cosine(1, 0.01, 0, cbs=Interrupt(training=False))
         learn.fit_warmup_cosine(1, 0.01, 0)
     assert learn.model is own and learn.recorder.values[-1][1:] == learn.validate()

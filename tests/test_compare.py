@@ -17,7 +17,8 @@ def runs(tmp_path_factory):
     "Two runs that differ in their seed, and one that differs in its epochs."
     folder = tmp_path_factory.mktemp("runs")
     small = "--dataset", "digits", "--arch", "resnet8", "--bs", "512", "--runs", str(folder)
-    with contextlib.redirect_stdout(io.StringIO()) as said: train.main([*small, "--epochs", "2", "--seeds", "2", "--seed", "5", "--name", "pair"])
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        train.main([*small, "--epochs", "2", "--seeds", "2", "--seed", "5", "--name", "pair"])
     (folder / "said").write_text(said.getvalue())
     train.main([*small, "--epochs", "1", "--seed", "5", "--name", "short"])
     return folder / "digits"
@@ -36,14 +37,18 @@ def out(capsys, *args):
 
 
 def mean_of_pair(runs):
-    a, b = (100 * json.loads((runs / o / "metrics.json").read_text())["test"]["top1"] for o in ("pair-5", "pair-6"))
+    a, b = (
+        100 * json.loads((runs / o / "metrics.json").read_text())["test"]["top1"]
+        for o in ("pair-5", "pair-6")
+    )
     return f"test top-1 {(a + b) / 2:.2f} ± {abs(a - b) / 2**0.5:.2f} % (n = 2, seeds 5, 6)"
 
 
 @pytest.mark.figures
 def test_the_plot_is_a_picture(runs, tmp_path, capsys):
     out(capsys, runs / "short", "--plot", tmp_path / "c.png")
-    with Image.open(tmp_path / "c.png") as img: assert len(img.convert("RGB").getcolors(2**24)) > 3
+    with Image.open(tmp_path / "c.png") as img:
+        assert len(img.convert("RGB").getcolors(2**24)) > 3
 
 
 def test_seeds_are_runs_of_their_own(runs):
@@ -67,9 +72,21 @@ def test_the_table_has_the_settings_that_differ_and_the_results(runs, tmp_path, 
 def test_columns_without_room_go_below(runs, tmp_path, capsys):
     other = shutil.copytree(runs / "short", tmp_path / "other")
     about = json.loads((other / "config.json").read_text())
-    about["settings"] |= {"sizes": "8x10,16x10,24x10,32x10", "aug": "trivial", "opt": "muon", "cutmix": 1.0, "mix_prob": 0.5, "schedule": "linear", "lr": 0.0625}
+    about["settings"] |= {
+        "sizes": "8x10,16x10,24x10,32x10",
+        "aug": "trivial",
+        "opt": "muon",
+        "cutmix": 1.0,
+        "mix_prob": 0.5,
+        "schedule": "linear",
+        "lr": 0.0625,
+    }
     (other / "config.json").write_text(json.dumps(about))
-    lines = out(capsys, *sorted(runs.iterdir()), other, "--plot", tmp_path / "c.png").split("±")[0].splitlines()[:-1]
+    lines = (
+        out(capsys, *sorted(runs.iterdir()), other, "--plot", tmp_path / "c.png")
+        .split("±")[0]
+        .splitlines()[:-1]
+    )
     lines = [o.split("  ", 1)[1] if o[:2] == "20" else o for o in lines]
     assert all(len(o) <= compare.console.width for o in lines) and sum("pair-6 " in o for o in lines) > 1
     assert any("8x10,16x10,24x10,32x10" in o for o in lines) and "minutes" in "".join(lines)
@@ -87,11 +104,31 @@ def test_the_best_valid_and_the_curves_are_those_of_the_runs(runs, tmp_path, cap
     for line in lines:
         rows = Run(runs / line.get_label()).history()
         assert line.get_xydata().tolist() == [[o["epoch"], pytest.approx(100 * o["top1"])] for o in rows]
-        assert any(line.get_label() in o and f"{100 * max(r['top1'] for r in rows):.2f}" in o for o in text.splitlines())
+        assert any(
+            line.get_label() in o and f"{100 * max(r['top1'] for r in rows):.2f}" in o
+            for o in text.splitlines()
+        )
 
 
 def test_a_run_without_validation_is_compared_by_its_training_loss(runs, tmp_path, capsys, drawn):
-    train.main(["--dataset", "digits", "--arch", "resnet8", "--bs", "512", "--epochs", "1", "--valid-pct", "0", "--runs", str(tmp_path), "--name", "all"])
+    train.main(
+        [
+            "--dataset",
+            "digits",
+            "--arch",
+            "resnet8",
+            "--bs",
+            "512",
+            "--epochs",
+            "1",
+            "--valid-pct",
+            "0",
+            "--runs",
+            str(tmp_path),
+            "--name",
+            "all",
+        ]
+    )
     run = tmp_path / "digits" / "all"
     assert "no accuracy on valid: all" in out(capsys, run, runs / "short", "--plot", tmp_path / "c.png")
     out(capsys, run, "--plot", tmp_path / "c.png")
@@ -106,7 +143,9 @@ def test_what_is_unfinished_or_damaged_does_not_hide_the_rest(runs, tmp_path, ca
     (tmp_path / "runs" / "digits" / "short" / "config.json").write_text('{"settings": {"dataset": null}}')
     monkeypatch.chdir(tmp_path)
     text = out(capsys)
-    assert "unfinished" in text and "Left out: " in text and "short" in text.split("Left out")[1].splitlines()[0]
+    assert (
+        "unfinished" in text and "Left out: " in text and "short" in text.split("Left out")[1].splitlines()[0]
+    )
     test = json.loads((tmp_path / "runs" / "digits" / "pair-6" / "metrics.json").read_text())["test"]["top1"]
     assert "pair-6/history.csv cannot be read" in text and f"{100 * test:.2f}" in text
     assert (tmp_path / "compare.png").exists()
@@ -127,7 +166,9 @@ def test_runs_of_one_name_are_told_apart_and_count_once(runs, tmp_path, capsys):
 
 
 def test_a_run_that_is_named_twice_is_one_row(runs, tmp_path, capsys):
-    text = out(capsys, runs / "pair-5", f"{runs}/../digits/pair-5", runs / "pair-6", "--plot", tmp_path / "c.png")
+    text = out(
+        capsys, runs / "pair-5", f"{runs}/../digits/pair-5", runs / "pair-6", "--plot", tmp_path / "c.png"
+    )
     assert text.count("pair-5") == 1 and str(runs) not in text
 
 
@@ -151,5 +192,6 @@ def test_a_run_whose_images_are_gone_can_still_be_compared(runs, tmp_path, capsy
 
 def test_nothing_to_compare_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as e: compare.main([])
+    with pytest.raises(SystemExit) as e:
+        compare.main([])
     assert e.value.code == 2 and "no run to compare" in capsys.readouterr().err

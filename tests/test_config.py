@@ -20,7 +20,14 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_default_is_the_standard_recipe():
     cfg = parse_args([])
-    assert (cfg.dataset, cfg.arch, cfg.epochs, cfg.bs, cfg.opt, cfg.warmup * cfg.epochs) == ("cifar100", "resnet18", 100, 128, "sgd", 5)
+    assert (cfg.dataset, cfg.arch, cfg.epochs, cfg.bs, cfg.opt, cfg.warmup * cfg.epochs) == (
+        "cifar100",
+        "resnet18",
+        100,
+        128,
+        "sgd",
+        5,
+    )
     assert cfg.valid_pct == 0.1
 
 
@@ -34,7 +41,8 @@ def test_the_commands_in_the_readme_are_understood():
     commands = re.findall(r"python train\.py ([^`#\n]+)", (ROOT / "README.md").read_text())
     assert len(commands) > 3
     for o in commands:
-        if not re.search("path/to|--resume|--help", o): parse_args(shlex.split(o))
+        if not re.search("path/to|--resume|--help", o):
+            parse_args(shlex.split(o))
 
 
 def test_data_comes_from_the_environment(monkeypatch):
@@ -45,27 +53,61 @@ def test_data_comes_from_the_environment(monkeypatch):
     assert parse_args(["--data", "here"]).data == "here"
 
 
-@pytest.mark.parametrize("args, words", [
-    (["--epochs", "0"], "--epochs 0"), (["--bs", "1"], "--bs 1"), (["--lr", "-1"], "--lr -1.0"), (["--lr", "nan"], "--lr nan"), (["--wd", "-0.1"], "--wd"),
-    (["--valid-pct", "0.9"], "--valid-pct 0.9"), (["--warmup", "5"], "--warmup 5.0"), (["--seed", "-1"], "--seed"), (["--sz", "4"], "--sz 4"),
-    (["--workers", "999"], "--workers"), (["--name", "a/b"], "--name a/b"), (["--sz", "48"], "--sz 48"), (["--dataset", "cifar-100"], "did you mean cifar100"),
-    (["--dataset", "no/such/folder"], "path of a folder"), (["--arch", "resnet-18"], "did you mean resnet18"), (["--resume", "nowhere"], "'nowhere' is no run folder"), (["--resume="], "'' is no run folder"), (["--name", ".."], "--name .."),
-    (["--epochs", "ten"], "--epochs: invalid literal for int() with base 10: 'ten'"), (["--nonsense", "1"], "--nonsense"), (["--preset", "huge"], "huge"),
-    (["--precision", "int4"], "int4"), (["--arch", "timm:resnet18x"], "did you mean resnet18"), (["--arch", "timm:"], "Unknown timm model ''"),
-    (["--sizes", "16x2,big"], "--sizes '16x2,big' is no list of sizes"), (["--sizes", ""], "is no list of sizes"), (["--sizes", "16,64"], "between 8 and --sz 32"),
-    (["--mixup", "-1"], "--mixup"), (["--smoothing", "1"], "--smoothing 1.0"), (["--mix-prob", "0"], "--mix-prob 0.0"), (["--cutmix", "nan"], "--cutmix nan"), (["--ema", "1"], "--ema 1.0"), (["--clip", "0"], "--clip 0.0"),
-    (["--augment", "batch", "--aug", "rand"], "--aug rand takes --augment item"), (["--bs", "33", "--mixup", "1"], "--bs 33 has to be even"),
-    (["--device", "cpu:1"], "--device cpu:1 is not on this machine"),
-])
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--epochs", "0"], "--epochs 0"),
+        (["--bs", "1"], "--bs 1"),
+        (["--lr", "-1"], "--lr -1.0"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--wd", "-0.1"], "--wd"),
+        (["--valid-pct", "0.9"], "--valid-pct 0.9"),
+        (["--warmup", "5"], "--warmup 5.0"),
+        (["--seed", "-1"], "--seed"),
+        (["--sz", "4"], "--sz 4"),
+        (["--workers", "999"], "--workers"),
+        (["--name", "a/b"], "--name a/b"),
+        (["--sz", "48"], "--sz 48"),
+        (["--dataset", "cifar-100"], "did you mean cifar100"),
+        (["--dataset", "no/such/folder"], "path of a folder"),
+        (["--arch", "resnet-18"], "did you mean resnet18"),
+        (["--resume", "nowhere"], "'nowhere' is no run folder"),
+        (["--resume="], "'' is no run folder"),
+        (["--name", ".."], "--name .."),
+        (["--epochs", "ten"], "--epochs: invalid literal for int() with base 10: 'ten'"),
+        (["--nonsense", "1"], "--nonsense"),
+        (["--preset", "huge"], "huge"),
+        (["--precision", "int4"], "int4"),
+        (["--arch", "timm:resnet18x"], "did you mean resnet18"),
+        (["--arch", "timm:"], "Unknown timm model ''"),
+        (["--sizes", "16x2,big"], "--sizes '16x2,big' is no list of sizes"),
+        (["--sizes", ""], "is no list of sizes"),
+        (["--sizes", "16,64"], "between 8 and --sz 32"),
+        (["--mixup", "-1"], "--mixup"),
+        (["--smoothing", "1"], "--smoothing 1.0"),
+        (["--mix-prob", "0"], "--mix-prob 0.0"),
+        (["--cutmix", "nan"], "--cutmix nan"),
+        (["--ema", "1"], "--ema 1.0"),
+        (["--clip", "0"], "--clip 0.0"),
+        (["--augment", "batch", "--aug", "rand"], "--aug rand takes --augment item"),
+        (["--bs", "33", "--mixup", "1"], "--bs 33 has to be even"),
+        (["--device", "cpu:1"], "--device cpu:1 is not on this machine"),
+    ],
+)
 def test_a_bad_value_is_one_line_and_exit_code_2(args, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as e: train.main(args)
+    with pytest.raises(SystemExit) as e:
+        train.main(args)
     out = capsys.readouterr()
     assert e.value.code == 2 and words in out.err and out.err.count("\n") == 1 and "Traceback" not in out.err
 
 
 def test_sizes():
-    assert parse_sizes("16x2,20,32x3") == [16, 16, 20, 32, 32, 32] and parse_sizes("32") == [32] and parse_sizes("16x1, 24") == [16, 24]
+    assert (
+        parse_sizes("16x2,20,32x3") == [16, 16, 20, 32, 32, 32]
+        and parse_sizes("32") == [32]
+        and parse_sizes("16x1, 24") == [16, 24]
+    )
 
 
 def test_settings_survive_the_run_folder(tmp_path):
@@ -74,25 +116,58 @@ def test_settings_survive_the_run_folder(tmp_path):
     assert read_settings(tmp_path) == cfg
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, '{"settings": null}', '{"settings": {}, "commands": 5}', '{"settings": {}, "commands": ["python \'x"]}', *(
-    f'{{"settings": {{{o}}}}}' for o in ('"epochs": "x"', '"epochs": 3.5', '"opt": "foo"', '"bs": true', '"seed": null', '"device": null', '"name": 5', '"wd_norm": "x"', '"lr": "x"'))])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"settings": null}',
+        '{"settings": {}, "commands": 5}',
+        '{"settings": {}, "commands": ["python \'x"]}',
+        *(
+            f'{{"settings": {{{o}}}}}'
+            for o in (
+                '"epochs": "x"',
+                '"epochs": 3.5',
+                '"opt": "foo"',
+                '"bs": true',
+                '"seed": null',
+                '"device": null',
+                '"name": 5',
+                '"wd_norm": "x"',
+                '"lr": "x"',
+            )
+        ),
+    ],
+)
 def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="config.json is damaged"): read_settings(tmp_path)
+    with pytest.raises(UserError, match="config.json is damaged"):
+        read_settings(tmp_path)
 
 
 def test_resuming_refuses_what_would_change_the_result(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"settings": asdict(TrainConfig(dataset="digits", epochs=7))}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"settings": asdict(TrainConfig(dataset="digits", epochs=7))})
+    )
     run = ["--resume", str(tmp_path)]
     assert parse_args(run).epochs == 7
     assert parse_args([*run, "--epochs", "9", "--workers", "2"]).epochs == 9
-    with pytest.raises(UserError, match=r"--lr 0.5 \(was None\)"): parse_args([*run, "--lr", "0.5"])
-    with pytest.raises(UserError, match=r"--epochs 3 \(was 7\)"): parse_args([*run, "--epochs", "3"])
-    with pytest.raises(UserError, match=r"--preset best \(was standard\)"): parse_args([*run, "--preset", "best"])
+    with pytest.raises(UserError, match=r"--lr 0.5 \(was None\)"):
+        parse_args([*run, "--lr", "0.5"])
+    with pytest.raises(UserError, match=r"--epochs 3 \(was 7\)"):
+        parse_args([*run, "--epochs", "3"])
+    with pytest.raises(UserError, match=r"--preset best \(was standard\)"):
+        parse_args([*run, "--preset", "best"])
 
 
 def test_any_flag_overrides_its_preset():
-    assert parse_args(["--preset", "fast", "--wd-norm"]).wd_norm and not parse_args(["--preset", "fast", "--no-wd-norm"]).wd_norm
+    assert (
+        parse_args(["--preset", "fast", "--wd-norm"]).wd_norm
+        and not parse_args(["--preset", "fast", "--no-wd-norm"]).wd_norm
+    )
     assert parse_args([]).wd_norm and not parse_args(["--preset", "best"]).wd_norm
 
 
@@ -100,10 +175,19 @@ def test_any_flag_overrides_its_preset():
 def test_a_wrong_flag_is_one_line_in_every_terminal(locale):
     env = {**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([COLD, ROOT / "train.py", "--epochs", "x"], capture_output=True, text=True, env=env)
-    assert done.returncode == 2 and done.stderr == "sifar: Error parsing --epochs: invalid literal for int() with base 10: 'x' (--help lists all settings)\n"
+    assert (
+        done.returncode == 2
+        and done.stderr
+        == "sifar: Error parsing --epochs: invalid literal for int() with base 10: 'x' "
+        "(--help lists all settings)\n"
+    )
 
 
 def test_help_is_complete_and_imports_nothing_heavy():
-    done = subprocess.run([COLD, "-X", "importtime", ROOT / "train.py", "--help"], capture_output=True, text=True, check=True)
-    for name in asdict(TrainConfig()): assert f"--{name.replace('_', '-')}" in done.stdout
-    for heavy in ("torch", "fastai", "albumentations", "timm"): assert f" {heavy}\n" not in done.stderr, f"--help imports {heavy}"
+    done = subprocess.run(
+        [COLD, "-X", "importtime", ROOT / "train.py", "--help"], capture_output=True, text=True, check=True
+    )
+    for name in asdict(TrainConfig()):
+        assert f"--{name.replace('_', '-')}" in done.stdout
+    for heavy in ("torch", "fastai", "albumentations", "timm"):
+        assert f" {heavy}\n" not in done.stderr, f"--help imports {heavy}"

@@ -11,8 +11,20 @@ from sifar import TrainConfig, get_dls, get_learner
 from sifar.training.cpu import SmallConvs
 
 SHAPES = [  # inputs, outputs, height, width, kernel, stride, padding
-    (5, 7, 2, 2, 3, 1, 1), (5, 7, 3, 3, 3, 1, 1), (4, 6, 4, 4, 3, 2, 1), (4, 6, 5, 5, 3, 1, 1), (4, 6, 6, 6, 3, 1, 1), (4, 6, 8, 8, 3, 2, 1), (4, 6, 4, 4, 1, 2, 0),
-    (4, 6, 3, 3, 1, 1, 0), (4, 6, 7, 7, 5, 2, 2), (3, 4, 4, 4, 3, 1, 0), (3, 5, 2, 2, 2, 1, 1), (3, 5, 3, 5, 3, 1, 1), (3, 5, 1, 1, 3, 1, 1)]
+    (5, 7, 2, 2, 3, 1, 1),
+    (5, 7, 3, 3, 3, 1, 1),
+    (4, 6, 4, 4, 3, 2, 1),
+    (4, 6, 5, 5, 3, 1, 1),
+    (4, 6, 6, 6, 3, 1, 1),
+    (4, 6, 8, 8, 3, 2, 1),
+    (4, 6, 4, 4, 1, 2, 0),
+    (4, 6, 3, 3, 1, 1, 0),
+    (4, 6, 7, 7, 5, 2, 2),
+    (3, 4, 4, 4, 3, 1, 0),
+    (3, 5, 2, 2, 2, 1, 1),
+    (3, 5, 3, 5, 3, 1, 1),
+    (3, 5, 1, 1, 3, 1, 1),
+]
 
 
 @pytest.mark.parametrize("ni, nf, h, w, kernel, stride, padding", SHAPES)
@@ -21,20 +33,43 @@ def test_a_small_convolution_and_its_gradients_are_those_of_torch(ni, nf, h, w, 
     conv = nn.Conv2d(ni, nf, kernel, stride, padding, bias=False).double()
     x = torch.randn(6, ni, h, w, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
     want = conv(x)
-    with SmallConvs(torch.float64): got = conv(x)
+    with SmallConvs(torch.float64):
+        got = conv(x)
     assert got.grad_fn.name() == "SmallConvBackward" and want.grad_fn.name() == "ConvolutionBackward0"
     grad = torch.randn_like(want)
     wants, gots = (torch.autograd.grad(o, [x, conv.weight], grad) for o in (want, got))
-    for a, b in zip((want, *wants), (got, *gots)): assert torch.allclose(a, b, atol=1e-12)
+    for a, b in zip((want, *wants), (got, *gots)):
+        assert torch.allclose(a, b, atol=1e-12)
 
 
-@pytest.mark.parametrize("conv", [nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False), nn.Conv2d(4, 4, 3, dilation=2, padding=2, bias=False),
-                                  nn.Conv2d(4, 4, (1, 3), padding=(0, 1), bias=False), nn.Conv2d(4, 4, 3, padding="same", bias=False)])
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False),
+        nn.Conv2d(4, 4, 3, dilation=2, padding=2, bias=False),
+        nn.Conv2d(4, 4, (1, 3), padding=(0, 1), bias=False),
+        nn.Conv2d(4, 4, 3, padding="same", bias=False),
+    ],
+)
 def test_other_convolutions_are_left_to_torch(conv):
     x = torch.randn(2, 4, 4, 4)
-    with SmallConvs(torch.float32): assert conv(x).grad_fn.name() == "ConvolutionBackward0" and torch.equal(conv(x), F.conv2d(x, *conv.parameters(), *([] if conv.bias is not None else [None]), conv.stride, conv.padding, conv.dilation, conv.groups))
+    with SmallConvs(torch.float32):
+        assert conv(x).grad_fn.name() == "ConvolutionBackward0" and torch.equal(
+            conv(x),
+            F.conv2d(
+                x,
+                *conv.parameters(),
+                *([] if conv.bias is not None else [None]),
+                conv.stride,
+                conv.padding,
+                conv.dilation,
+                conv.groups,
+            ),
+        )
     big = torch.randn(2, 4, 7, 7)
-    with SmallConvs(torch.float32): assert nn.Conv2d(4, 4, 3, padding=1, bias=False)(big).grad_fn.name() == "ConvolutionBackward0"
+    with SmallConvs(torch.float32):
+        assert nn.Conv2d(4, 4, 3, padding=1, bias=False)(big).grad_fn.name() == "ConvolutionBackward0"
 
 
 def operators(fn):
@@ -49,17 +84,27 @@ def operators(fn):
 
 def test_a_training_with_them_is_the_same_training(monkeypatch):
     losses = {}
+
     class Look(Callback):
-        def after_loss(self): self.names = operators(self.loss_grad.grad_fn)
+        def after_loss(self):
+            self.names = operators(self.loss_grad.grad_fn)
+
         def after_batch(self):
-            if self.iter == 2: raise CancelFitException
+            if self.iter == 2:
+                raise CancelFitException
+
     for able in (False, True):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": able})          # noqa: B023
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": able})  # noqa: B023
         cfg = TrainConfig(dataset="digits", arch="resnet10", bs=64, sizes="16", precision="bf16")
         learn, seen = get_learner(get_dls(cfg), cfg), Look()
-        with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, 0.01, 0, cbs=seen)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_warmup_cosine(1, 0.01, 0, cbs=seen)
         assert ("SmallConvBackward" in seen.names) == able
-        losses[able] = torch.stack(learn.recorder.losses) if isinstance(learn.recorder.losses[0], torch.Tensor) else torch.tensor(learn.recorder.losses)
+        losses[able] = (
+            torch.stack(learn.recorder.losses)
+            if isinstance(learn.recorder.losses[0], torch.Tensor)
+            else torch.tensor(learn.recorder.losses)
+        )
     assert torch.allclose(losses[False], losses[True], rtol=0.02)
 
 
@@ -75,4 +120,7 @@ for _ in range(20): torch.ones(20_000_000)
 before = faults()
 for _ in range(20): torch.ones(20_000_000)
 print(faults() - before)"""
-    assert int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) < 100_000
+    assert (
+        int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        < 100_000
+    )

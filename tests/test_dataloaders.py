@@ -17,7 +17,8 @@ from sifar.data.loaders import BatchAugment
 matplotlib.use("agg")
 
 
-def digits(**kwargs): return TrainConfig(dataset="digits", arch="resnet8", **kwargs)
+def digits(**kwargs):
+    return TrainConfig(dataset="digits", arch="resnet8", **kwargs)
 
 
 def epoch(dls, seed=0):
@@ -26,14 +27,20 @@ def epoch(dls, seed=0):
     return [(x.clone(), y.clone()) for x, y in dls.train]
 
 
-def equal(a, b): return len(a) == len(b) and all((x == u).all() and (y == v).all() for (x, y), (u, v) in zip(a, b))
+def equal(a, b):
+    return len(a) == len(b) and all((x == u).all() and (y == v).all() for (x, y), (u, v) in zip(a, b))
 
 
 def test_a_training_batch():
     dls = get_dls(digits(bs=64))
     x, y = dls.one_batch()
     assert type(x) is TensorImage and type(y) is TensorCategory
-    assert x.shape == (64, 3, 32, 32) and x.dtype == torch.float32 and y.shape == (64,) and x.is_contiguous(memory_format=torch.channels_last)
+    assert (
+        x.shape == (64, 3, 32, 32)
+        and x.dtype == torch.float32
+        and y.shape == (64,)
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
     assert dls.c == 10 and dls.vocab == list("0123456789")
     assert len(dls.train) == len(dls.data.train) // 64
 
@@ -41,7 +48,10 @@ def test_a_training_batch():
 def test_an_epoch_takes_every_image_once_in_another_order():
     dls = get_dls(digits(bs=5))
     a, b = ([y for _, y in epoch(dls, i)] for i in (1, 2))
-    assert sorted(torch.cat(a).tolist()) == sorted(dls.data.labels[dls.data.train].tolist()) and torch.cat(a).tolist() != torch.cat(b).tolist()
+    assert (
+        sorted(torch.cat(a).tolist()) == sorted(dls.data.labels[dls.data.train].tolist())
+        and torch.cat(a).tolist() != torch.cat(b).tolist()
+    )
 
 
 def test_validation_and_test_are_only_normalised():
@@ -59,7 +69,9 @@ def test_augmentation_is_repeatable_and_differs_by_epoch_and_batch():
     dls.train.rng = random.Random(1)
     a, b = list(dls.train), list(dls.train)
     assert not equal(a, b), "the next epoch is another one"
-    assert equal(epoch(get_dls(digits())), epoch(get_dls(digits()))) and not equal(list(get_dls(digits(seed=1)).train), list(get_dls(digits(seed=2)).train))
+    assert equal(epoch(get_dls(digits())), epoch(get_dls(digits()))) and not equal(
+        list(get_dls(digits(seed=1)).train), list(get_dls(digits(seed=2)).train)
+    )
 
 
 def test_the_same_image_is_augmented_in_many_ways(tmp_path, tiny_cifar):
@@ -70,21 +82,26 @@ def test_the_same_image_is_augmented_in_many_ways(tmp_path, tiny_cifar):
         dls.train.before_iter()
         seen.add(dls.train.read([int(dls.data.train[0])])[0].numpy().tobytes())
     assert len(seen) == 20
-    assert (dls.data.images == get_dls(TrainConfig(data=str(tmp_path))).data.images).all(), "the stored images stay as they are"
+    assert (dls.data.images == get_dls(TrainConfig(data=str(tmp_path))).data.images).all(), (
+        "the stored images stay as they are"
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_workers_change_nothing_but_who_does_the_work(workers): assert equal(epoch(get_dls(digits(bs=64))), epoch(get_dls(digits(bs=64, workers=workers))))
+def test_workers_change_nothing_but_who_does_the_work(workers):
+    assert equal(epoch(get_dls(digits(bs=64))), epoch(get_dls(digits(bs=64, workers=workers))))
 
 
 def test_a_folder_smaller_than_a_batch_trains(image_folder, tmp_path):
     dls = get_dls(TrainConfig(dataset=str(image_folder), data=str(tmp_path), sz=24))
-    (x, y), = dls.train
+    ((x, y),) = dls.train
     assert x.shape == (48, 3, 24, 24) and sorted(y.tolist()) == [0] * 24 + [1] * 24
 
 
 def test_what_a_notebook_does_works(tmp_path, image_folder):
-    cfg = TrainConfig(dataset=str(image_folder), data=str(tmp_path), arch="resnet8", lr=0.02, precision="fp32")
+    cfg = TrainConfig(
+        dataset=str(image_folder), data=str(tmp_path), arch="resnet8", lr=0.02, precision="fp32"
+    )
     dls = get_dls(cfg)
     learn = get_learner(dls, cfg, path=tmp_path)
     with learn.no_bar(), learn.no_logging():
@@ -102,7 +119,8 @@ def test_what_a_notebook_does_works(tmp_path, image_folder):
         assert torch.allclose(probs_of_test, named, atol=1e-5)
         learn.export("l.pkl")
         loaded = load_learner(tmp_path / "l.pkl")
-        with loaded.no_bar(): assert torch.allclose(loaded.predict(picture)[2], probs, atol=1e-5)
+        with loaded.no_bar():
+            assert torch.allclose(loaded.predict(picture)[2], probs, atol=1e-5)
     assert os.path.getsize(tmp_path / "l.pkl") < 1_000_000, "no images in the learner file"
 
 
@@ -113,7 +131,8 @@ def test_other_item_transforms_are_used(tmp_path, tiny_cifar):
     x, _ = dls.valid.new(after_item=[Resize(16), ToTensor()]).one_batch()
     assert x.shape[-2:] == (16, 16)
     learn = get_learner(dls, cfg)
-    with learn.no_bar(): assert learn.tta(n=2)[0].shape == (100, 100)
+    with learn.no_bar():
+        assert learn.tta(n=2)[0].shape == (100, 100)
 
 
 def test_a_copied_data_set_keeps_its_images():
@@ -147,7 +166,9 @@ def test_a_batch_is_augmented_by_the_distributions_of_the_items(aug):
     for a, b in ((items.mean(0), batch.mean(0)), (items.std(0), batch.std(0))):
         assert abs(a - b).max() < 0.8, "what is seen where"
     for a, b in ((offsets(o, f) for o, f in ((items, filled_i), (batch, filled_b))),):
-        assert a.shape == b.shape == (81 * 2,) and abs(a - b).max() < 0.005 and min(a.min(), b.min()) > 0.003, "each shift, mirrored or not"
+        assert (
+            a.shape == b.shape == (81 * 2,) and abs(a - b).max() < 0.005 and min(a.min(), b.min()) > 0.003
+        ), "each shift, mirrored or not"
     holes_i, holes_b = (np.bincount(o.sum((1, 2)), minlength=600) / n for o in (filled_i, filled_b))
     assert abs(np.cumsum(holes_i) - np.cumsum(holes_b)).max() < 0.03, "pixels filled in an image"
 
@@ -156,8 +177,13 @@ def offsets(images, filled):
     "The share of images with each of the 81 shifts, not mirrored and mirrored."
     rows, cols = images[..., 0].astype(int) - np.arange(32)[:, None], images[..., 1].astype(int)
     straight, mirrored = cols - np.arange(32), cols + np.arange(32) - 31
-    def common(o): return np.ma.median(np.ma.masked_array(o, filled), axis=(1, 2)).astype(int) - 10
-    def constant(o): return np.ma.masked_array(o, filled).std(axis=(1, 2)) == 0
+
+    def common(o):
+        return np.ma.median(np.ma.masked_array(o, filled), axis=(1, 2)).astype(int) - 10
+
+    def constant(o):
+        return np.ma.masked_array(o, filled).std(axis=(1, 2)) == 0
+
     is_mirrored = ~constant(straight)
     shift = np.where(is_mirrored, common(mirrored), common(straight))
     return np.bincount((common(rows) + 4) * 9 + shift + 4 + 81 * is_mirrored, minlength=162) / len(images)
@@ -166,7 +192,9 @@ def offsets(images, filled):
 def test_a_batch_of_digits_is_not_mirrored():
     x = np.zeros((500, 32, 32, 3), np.uint8)
     x[:, :, :16] = 200
-    left, right = (batch_augment(x, mirror=False)[:, :, o].astype(int).sum() for o in (slice(0, 10), slice(22, 32)))
+    left, right = (
+        batch_augment(x, mirror=False)[:, :, o].astype(int).sum() for o in (slice(0, 10), slice(22, 32))
+    )
     assert left > 20 * right
 
 
@@ -175,14 +203,25 @@ def test_whole_batches_follow_the_seed_and_leave_the_images_alone():
     dls = get_dls(cfg)
     before = dls.data.images.copy()
     assert equal(epoch(dls, 1), epoch(dls, 1)) and not equal(epoch(dls, 1), epoch(dls, 2))
-    assert equal(epoch(dls), epoch(get_dls(digits(augment="batch", bs=64, workers=2)))) and (dls.data.images == before).all()
+    assert (
+        equal(epoch(dls), epoch(get_dls(digits(augment="batch", bs=64, workers=2))))
+        and (dls.data.images == before).all()
+    )
     x, y = dls.one_batch()
-    assert type(x) is TensorImage and x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
-    assert all((a == b).all() for (a, _), (b, _) in zip(dls.valid, get_dls(digits(bs=64)).valid)), "validation is not augmented"
+    assert (
+        type(x) is TensorImage
+        and x.dtype == torch.float32
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+    assert all((a == b).all() for (a, _), (b, _) in zip(dls.valid, get_dls(digits(bs=64)).valid)), (
+        "validation is not augmented"
+    )
 
 
 @pytest.mark.parametrize("augment", ["item", "batch"])
-def test_weak_mirrors_each_image_in_every_second_epoch_and_moves_it_by_2_pixels(tmp_path, tiny_cifar, augment):
+def test_weak_mirrors_each_image_in_every_second_epoch_and_moves_it_by_2_pixels(
+    tmp_path, tiny_cifar, augment
+):
     write_cifar(tmp_path, "cifar100")
     cfg = TrainConfig(data=str(tmp_path), arch="resnet8", aug="weak", augment=augment, bs=20)
     dls = get_dls(cfg)
@@ -190,7 +229,11 @@ def test_weak_mirrors_each_image_in_every_second_epoch_and_moves_it_by_2_pixels(
 
     def seen():
         dls.train.before_iter()
-        x = dls.after_batch(dls.train.read(rows.tolist()))[0] if augment == "batch" else dls.train.read(rows.tolist())[0]
+        x = (
+            dls.after_batch(dls.train.read(rows.tolist()))[0]
+            if augment == "batch"
+            else dls.train.read(rows.tolist())[0]
+        )
         return (x * std + mean) * 255 if augment == "batch" else x
 
     def place(out, image):
@@ -198,10 +241,14 @@ def test_weak_mirrors_each_image_in_every_second_epoch_and_moves_it_by_2_pixels(
         padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), "reflect")
         for mirrored in (False, True):
             for y, x in np.ndindex(5, 5):
-                crop = padded[y:y + 32, x:x + 32][:, ::-1 if mirrored else 1]
-                if np.abs(out - crop).max() < 1: return y, x, mirrored
+                crop = padded[y : y + 32, x : x + 32][:, :: -1 if mirrored else 1]
+                if np.abs(out - crop).max() < 1:
+                    return y, x, mirrored
 
-    first, second, third = ([place(o.permute(1, 2, 0).float().numpy(), dls.data.images[r]) for o, r in zip(seen(), rows)] for _ in range(3))
+    first, second, third = (
+        [place(o.permute(1, 2, 0).float().numpy(), dls.data.images[r]) for o, r in zip(seen(), rows)]
+        for _ in range(3)
+    )
     mirrored = [[o[2] for o in epoch] for epoch in (first, second, third)]
     assert mirrored[0] == mirrored[2] == [not o for o in mirrored[1]] and 3 < sum(mirrored[0]) < 17
     assert len({o[:2] for o in first + second + third}) > 15

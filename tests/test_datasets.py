@@ -16,10 +16,12 @@ from sifar.data.image import fit_image, read_image
 from sifar.data.splits import stratified_split
 
 
-def load(dataset="cifar100", **kwargs): return load_data(TrainConfig(dataset=str(dataset), **kwargs))
+def load(dataset="cifar100", **kwargs):
+    return load_data(TrainConfig(dataset=str(dataset), **kwargs))
 
 
 # ---- CIFAR ----
+
 
 def test_cifar100_is_read_as_it_is(tmp_path, tiny_cifar):
     write_cifar(tmp_path, "cifar100")
@@ -41,23 +43,37 @@ def test_cifar10_is_read_in_the_order_of_its_batches(tmp_path, tiny_cifar):
 
 
 class Hostile:
-    def __reduce__(self): return os.mkdir, (os.environ["SIFAR_TEST_TRAP"],)
+    def __reduce__(self):
+        return os.mkdir, (os.environ["SIFAR_TEST_TRAP"],)
 
 
-def changed(**kwargs): return py2_dumps({**cifar_files("cifar100")["train"], **{k.encode(): v for k, v in kwargs.items()}})
+def changed(**kwargs):
+    return py2_dumps({**cifar_files("cifar100")["train"], **{k.encode(): v for k, v in kwargs.items()}})
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "cannot be read"), (b"<html>not found</html>", "cannot be read"), (py2_dumps(cifar_batch(400, 100))[:5000], "cannot be read"),
-    (py2_dumps([1, 2]), "holds a list"), (changed(data=np.zeros((400, 3000), np.uint8)), r"\(400, 3072\).*\(400, 3000\)"),
-    (changed(data=np.zeros((399, 3072), np.uint8)), r"\(399, 3072\)"), (changed(data=np.zeros((400, 3072), np.int16)), "int16"),
-    (changed(data=[]), "list"), (changed(fine_labels=[0] * 399), "list of 400 labels, but holds 399"), (changed(fine_labels=[100] * 400), "label 100 is out of range"),
-    (changed(fine_labels=[-1] * 400), "label -1"), (changed(fine_labels=[7] * 400), "class 0 has 0 images, but should have 4"),
-    (changed(coarse_labels=[20] * 400), "label 20 is out of range"), (changed(coarse_labels=[i % 3 for i in range(400)]), "more than one superclass"),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "cannot be read"),
+        (b"<html>not found</html>", "cannot be read"),
+        (py2_dumps(cifar_batch(400, 100))[:5000], "cannot be read"),
+        (py2_dumps([1, 2]), "holds a list"),
+        (changed(data=np.zeros((400, 3000), np.uint8)), r"\(400, 3072\).*\(400, 3000\)"),
+        (changed(data=np.zeros((399, 3072), np.uint8)), r"\(399, 3072\)"),
+        (changed(data=np.zeros((400, 3072), np.int16)), "int16"),
+        (changed(data=[]), "list"),
+        (changed(fine_labels=[0] * 399), "list of 400 labels, but holds 399"),
+        (changed(fine_labels=[100] * 400), "label 100 is out of range"),
+        (changed(fine_labels=[-1] * 400), "label -1"),
+        (changed(fine_labels=[7] * 400), "class 0 has 0 images, but should have 4"),
+        (changed(coarse_labels=[20] * 400), "label 20 is out of range"),
+        (changed(coarse_labels=[i % 3 for i in range(400)]), "more than one superclass"),
+    ],
+)
 def test_a_wrong_batch_file_is_named_with_what_is_wrong(tmp_path, tiny_cifar, content, words):
     folder = write_cifar(tmp_path, "cifar100", train=content)
-    with pytest.raises(UserError, match=words) as e: load(data=str(tmp_path))
+    with pytest.raises(UserError, match=words) as e:
+        load(data=str(tmp_path))
     assert str(folder / "train") in e.value.text
 
 
@@ -65,7 +81,8 @@ def test_a_wrong_batch_file_is_named_with_what_is_wrong(tmp_path, tiny_cifar, co
 def test_a_hostile_batch_file_runs_nothing(tmp_path, tiny_cifar, protocol, monkeypatch):
     monkeypatch.setenv("SIFAR_TEST_TRAP", str(tmp_path / "sprung"))
     write_cifar(tmp_path, "cifar100", train=pickle.dumps({b"data": Hostile()}, protocol=protocol))
-    with pytest.raises(UserError, match="which no CIFAR file does"): load(data=str(tmp_path))
+    with pytest.raises(UserError, match="which no CIFAR file does"):
+        load(data=str(tmp_path))
     assert not (tmp_path / "sprung").exists()
     pickle.loads(pickle.dumps(Hostile()))
     assert (tmp_path / "sprung").exists(), "the trap works where it is not stopped"
@@ -73,25 +90,40 @@ def test_a_hostile_batch_file_runs_nothing(tmp_path, tiny_cifar, protocol, monke
 
 def test_a_missing_file_and_wrong_names_are_named(tmp_path, tiny_cifar):
     folder = write_cifar(tmp_path, "cifar100", meta=py2_dumps({b"fine_label_names": [b"a"]}))
-    with pytest.raises(UserError, match=r"meta: it should hold 100 class names"): load(data=str(tmp_path))
+    with pytest.raises(UserError, match=r"meta: it should hold 100 class names"):
+        load(data=str(tmp_path))
     (folder / "test").unlink()
-    with pytest.raises(UserError, match=r"test is missing"): load(data=str(tmp_path))
+    with pytest.raises(UserError, match=r"test is missing"):
+        load(data=str(tmp_path))
 
 
-@pytest.mark.skipif("SIFAR_DATA" not in os.environ, reason="SIFAR_DATA names no folder with the real CIFAR-100")
+@pytest.mark.skipif(
+    "SIFAR_DATA" not in os.environ, reason="SIFAR_DATA names no folder with the real CIFAR-100"
+)
 def test_the_real_cifar100():
     data = load(valid_pct=0)
-    assert np.allclose(data.stats(), [[0.50707516, 0.48654887, 0.44091784], [0.26733429, 0.25643846, 0.27615047]], atol=1e-7)
-    assert set(Counter(data.labels[data.train].tolist()).values()) == {500} and set(Counter(data.labels[data.test].tolist()).values()) == {100}
-    assert data.vocab[:3] == ["apple", "aquarium_fish", "baby"] and data.superclasses[0] == "fruit_and_vegetables" and len(set(data.superclasses)) == 20
+    assert np.allclose(
+        data.stats(), [[0.50707516, 0.48654887, 0.44091784], [0.26733429, 0.25643846, 0.27615047]], atol=1e-7
+    )
+    assert set(Counter(data.labels[data.train].tolist()).values()) == {500} and set(
+        Counter(data.labels[data.test].tolist()).values()
+    ) == {100}
+    assert (
+        data.vocab[:3] == ["apple", "aquarium_fish", "baby"]
+        and data.superclasses[0] == "fruit_and_vegetables"
+        and len(set(data.superclasses)) == 20
+    )
 
 
 # ---- splits and statistics ----
 
+
 def test_the_split_is_stratified_seeded_and_without_overlap():
     labels = np.repeat([0, 1, 2, 3], [100, 50, 5, 1])
     train, valid = stratified_split(np.arange(156), labels, 0.1, 1)
-    assert Counter(labels[valid].tolist()) == {0: 10, 1: 5, 2: 1} and sorted([*train, *valid]) == list(range(156))
+    assert Counter(labels[valid].tolist()) == {0: 10, 1: 5, 2: 1} and sorted([*train, *valid]) == list(
+        range(156)
+    )
     assert (stratified_split(np.arange(156), labels, 0.1, 1)[1] == valid).all()
     assert (stratified_split(np.arange(156), labels, 0.1, 2)[1] != valid).any()
     assert len(stratified_split(np.arange(156), labels, 0, 1)[1]) == 0
@@ -117,6 +149,7 @@ def test_digits_are_there_offline():
 
 # ---- a folder of images ----
 
+
 def test_a_folder_keeps_its_own_splits(image_folder, tmp_path):
     data = load(image_folder, data=str(tmp_path), sz=16)
     assert data.vocab == ["cat", "dog"] and data.images.shape == (72, 16, 16, 3)
@@ -127,20 +160,23 @@ def test_a_folder_keeps_its_own_splits(image_folder, tmp_path):
 
 def test_train_and_test_alone_hold_out_a_share_of_train(tmp_path):
     for split, n in (("train", 20), ("test", 5)):
-        for c in "ab": write_images(tmp_path / "set" / split / c, n)
+        for c in "ab":
+            write_images(tmp_path / "set" / split / c, n)
     data = load(tmp_path / "set", data=str(tmp_path), valid_pct=0.2)
     assert (len(data.train), len(data.valid), len(data.test)) == (32, 8, 10)
 
 
 def test_train_and_valid_alone_have_no_test_set(tmp_path):
     for split in ("train", "val"):
-        for c in "ab": write_images(tmp_path / "set" / split / c, 5)
+        for c in "ab":
+            write_images(tmp_path / "set" / split / c, 5)
     data = load(tmp_path / "set", data=str(tmp_path))
     assert (len(data.train), len(data.valid), len(data.test)) == (10, 10, 0)
 
 
 def test_class_folders_alone_are_split_in_three(tmp_path):
-    for c in "abc": write_images(tmp_path / "set" / c / "deeper", 20)
+    for c in "abc":
+        write_images(tmp_path / "set" / c / "deeper", 20)
     data = load(tmp_path / "set", data=str(tmp_path))
     assert (len(data.train), len(data.valid), len(data.test)) == (48, 6, 6)
     assert Counter(data.labels[data.test].tolist()) == {0: 2, 1: 2, 2: 2}
@@ -151,39 +187,52 @@ def test_unreadable_files_are_listed_and_skipped(image_folder, tmp_path, caplog)
     (image_folder / "train" / "dog" / "notes.jpg").write_text("no picture")
     whole = next((image_folder / "test" / "dog").iterdir())
     (image_folder / "test" / "dog" / "cut.png").write_bytes(whole.read_bytes()[:200])
-    for _ in range(2):                              # read anew, and from the cache
+    for _ in range(2):  # read anew, and from the cache
         caplog.clear()
         data = load(image_folder, data=str(tmp_path))
-        assert [o in caplog.text for o in ("broken.png", "notes.jpg", "cut.png")] == [True] * 3 and caplog.text.count("Skipped") == 3
+        assert [o in caplog.text for o in ("broken.png", "notes.jpg", "cut.png")] == [
+            True
+        ] * 3 and caplog.text.count("Skipped") == 3
         assert len(data.images) == 72 and (len(data.train), len(data.test)) == (48, 12)
 
 
 def test_more_than_a_tenth_unreadable_is_an_error(image_folder, tmp_path):
-    for i in range(9): (image_folder / "train" / "cat" / f"x{i}.png").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"9 of 81 files cannot be read"): load(image_folder, data=str(tmp_path))
+    for i in range(9):
+        (image_folder / "train" / "cat" / f"x{i}.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"9 of 81 files cannot be read"):
+        load(image_folder, data=str(tmp_path))
 
 
 def test_wrong_classes_are_errors(image_folder, tmp_path):
     (image_folder / "train" / "bird").mkdir()
-    with pytest.raises(UserError, match="bird is an empty class"): load(image_folder, data=str(tmp_path))
+    with pytest.raises(UserError, match="bird is an empty class"):
+        load(image_folder, data=str(tmp_path))
     (image_folder / "train" / "bird").rename(image_folder / "test" / "bird")
     write_images(image_folder / "test" / "bird", 1)
-    with pytest.raises(UserError, match="'bird' of test/ is missing in train/"): load(image_folder, data=str(tmp_path))
+    with pytest.raises(UserError, match="'bird' of test/ is missing in train/"):
+        load(image_folder, data=str(tmp_path))
     write_images(tmp_path / "one" / "only", 3)
-    with pytest.raises(UserError, match="1 class,"): load(tmp_path / "one", data=str(tmp_path))
+    with pytest.raises(UserError, match="1 class,"):
+        load(tmp_path / "one", data=str(tmp_path))
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="0 classes"): load(tmp_path / "none", data=str(tmp_path))
+    with pytest.raises(UserError, match="0 classes"):
+        load(tmp_path / "none", data=str(tmp_path))
 
 
 def test_a_link_around_itself_an_odd_name_and_a_split_without_images_are_errors(image_folder, tmp_path):
     (image_folder / "train" / "loop").symlink_to("..")
-    with pytest.raises(UserError, match="is a link to a folder that it lies in"): load(image_folder, data=str(tmp_path))
+    with pytest.raises(UserError, match="is a link to a folder that it lies in"):
+        load(image_folder, data=str(tmp_path))
     (image_folder / "train" / "loop").rename(image_folder / "train" / "two\nlines")
-    with pytest.raises(UserError, match="cannot be shown: rename it"): load(image_folder, data=str(tmp_path))
+    with pytest.raises(UserError, match="cannot be shown: rename it"):
+        load(image_folder, data=str(tmp_path))
     (image_folder / "train" / "two\nlines").unlink()
-    for o in (image_folder / "test").rglob("*.png"): o.unlink()
-    for o in ("cat", "dog"): (image_folder / "test" / o / "broken.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="not one image of test/ can be read"): load(image_folder, data=str(tmp_path))
+    for o in (image_folder / "test").rglob("*.png"):
+        o.unlink()
+    for o in ("cat", "dog"):
+        (image_folder / "test" / o / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="not one image of test/ can be read"):
+        load(image_folder, data=str(tmp_path))
 
 
 def test_hidden_files_and_folders_are_no_images(image_folder, tmp_path):
@@ -200,34 +249,44 @@ def test_capitals_do_not_turn_splits_into_classes(image_folder, tmp_path):
 
 def test_a_layout_that_cannot_be_meant_is_named(image_folder, tmp_path):
     (image_folder / "val").mkdir()
-    with pytest.raises(UserError, match="test/, train/, val/, valid/: it needs one train/"): load(image_folder, data=str(tmp_path))
+    with pytest.raises(UserError, match="test/, train/, val/, valid/: it needs one train/"):
+        load(image_folder, data=str(tmp_path))
     (image_folder / "val").rmdir()
     (image_folder / "train").rename(tmp_path / "gone")
-    with pytest.raises(UserError, match="has test/, valid/: it needs one train/"): load(image_folder, data=str(tmp_path))
+    with pytest.raises(UserError, match="has test/, valid/: it needs one train/"):
+        load(image_folder, data=str(tmp_path))
     write_images(image_folder / "train", 3)
-    with pytest.raises(UserError, match="train has no class folders"): load(image_folder, data=str(tmp_path))
+    with pytest.raises(UserError, match="train has no class folders"):
+        load(image_folder, data=str(tmp_path))
 
 
 def test_the_usual_names_of_splits_are_known(image_folder, tmp_path):
     before = load(image_folder, data=str(tmp_path))
-    for old, new in (("train", "training"), ("valid", "Validation"), ("test", "testing")): (image_folder / old).rename(image_folder / new)
+    for old, new in (("train", "training"), ("valid", "Validation"), ("test", "testing")):
+        (image_folder / old).rename(image_folder / new)
     data = load(image_folder, data=str(tmp_path))
-    assert data.vocab == before.vocab and all(len(getattr(data, o)) == len(getattr(before, o)) for o in ("train", "valid", "test"))
+    assert data.vocab == before.vocab and all(
+        len(getattr(data, o)) == len(getattr(before, o)) for o in ("train", "valid", "test")
+    )
 
 
 def test_folders_beside_the_splits_are_not_left_out_in_silence(image_folder, tmp_path):
     write_images(image_folder / "plane", 3)
-    with pytest.raises(UserError, match="has plane/ beside test/"): load(image_folder, data=str(tmp_path))
+    with pytest.raises(UserError, match="has plane/ beside test/"):
+        load(image_folder, data=str(tmp_path))
 
 
-def first_train(data): return data.images[data.train[0]]
+def first_train(data):
+    return data.images[data.train[0]]
 
 
 def test_the_cache_is_used_and_follows_the_files(image_folder, tmp_path):
     first = load(image_folder, data=str(tmp_path / "d"))
-    kept, = (tmp_path / "d" / "cache").iterdir()
+    (kept,) = (tmp_path / "d" / "cache").iterdir()
     stamp = kept.stat().st_mtime_ns
-    assert (load(image_folder, data=str(tmp_path / "d")).images == first.images).all() and kept.stat().st_mtime_ns == stamp
+    assert (
+        load(image_folder, data=str(tmp_path / "d")).images == first.images
+    ).all() and kept.stat().st_mtime_ns == stamp
     Image.new("RGB", (50, 50), "white").save(image_folder / "train" / "cat" / "000.png")
     assert (first_train(load(image_folder, data=str(tmp_path / "d"))) == 255).all()
     kept.write_bytes(b"damaged")
@@ -249,23 +308,37 @@ resource.setrlimit(resource.RLIMIT_AS, 2 * (used + 40 * 2**20,))
 try: load_data(TrainConfig(dataset={str(image_folder)!r}, data={str(tmp_path)!r}, sz=512))
 except UserError as e: print(e.text)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == f"{image_folder}: 72 images of --sz 512 do not fit into the memory of this machine: try a smaller --sz.\n", done.stderr
+    assert (
+        done.stdout
+        == f"{image_folder}: 72 images of --sz 512 do not fit into the memory of this machine: "
+        "try a smaller --sz.\n"
+    ), done.stderr
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "I;16"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "I;16"]
+)
 def test_any_mode_becomes_rgb(mode):
     img = Image.new("L", (50, 20), 200)
-    img = Image.fromarray(np.full((20, 50), 200 * 257, np.uint16)) if mode == "I;16" else img.convert("RGB").convert(mode) if mode != "I" else img.convert("I")
+    img = (
+        Image.fromarray(np.full((20, 50), 200 * 257, np.uint16))
+        if mode == "I;16"
+        else img.convert("RGB").convert(mode)
+        if mode != "I"
+        else img.convert("I")
+    )
     x = np.asarray(fit_image(img, 32))
     assert x.shape == (32, 32, 3) and x.dtype == np.uint8
-    if mode in ("L", "RGB", "RGBA", "I", "F", "I;16", "LA", "P"): assert abs(int(x[16, 16, 0]) - 200) <= 4
+    if mode in ("L", "RGB", "RGBA", "I", "F", "I;16", "LA", "P"):
+        assert abs(int(x[16, 16, 0]) - 200) <= 4
 
 
 @pytest.mark.parametrize("kind", ["ICO", "ICNS"])
 def test_formats_that_hide_the_size_of_a_picture_are_not_read(kind):
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, kind)
-    with pytest.raises(UserError, match="not an image that can be read here"): read_image(buffer.getvalue(), 32)
+    with pytest.raises(UserError, match="not an image that can be read here"):
+        read_image(buffer.getvalue(), 32)
 
 
 def test_a_picture_is_upright_cropped_and_on_white():
@@ -274,7 +347,7 @@ def test_a_picture_is_upright_cropped_and_on_white():
     assert (np.asarray(fit_image(img, 10))[:, 2:8] == [0, 0, 255]).all(), "the middle of a wide picture"
     assert (np.asarray(fit_image(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), 8)) == 255).all()
     exif = Image.Exif()
-    exif[0x0112] = 6                                # rotate by 90 degrees to see it upright
+    exif[0x0112] = 6  # rotate by 90 degrees to see it upright
     img = Image.new("RGB", (32, 32), "black")
     img.paste("white", (0, 0, 32, 16))
     img.getexif().update(exif)

@@ -25,15 +25,32 @@ from sifar.training.explore import SUGGESTIONS, find_lr, profile, shown, step_ti
 SMALL = "--dataset", "digits", "--arch", "resnet8", "--bs", "16"
 
 
-def digits(**kwargs): return TrainConfig(dataset="digits", **{"arch": "resnet8", "bs": 64, **kwargs})
+def digits(**kwargs):
+    return TrainConfig(dataset="digits", **{"arch": "resnet8", "bs": 64, **kwargs})
 
 
-@pytest.mark.parametrize("settings", [{"precision": "bf16", "opt": "muon", "ema": 0.9, "mixup": 0.2, "bs": 16}, *(pytest.param(o, marks=pytest.mark.slow) for o in (
-    {"opt": "adamw", "sizes": "16,32"}, {"valid_pct": 0.0, "precision": "fp16", "sizes": "8"}, {"arch": "timm:mobilenetv3_small_050"}))])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "bf16", "opt": "muon", "ema": 0.9, "mixup": 0.2, "bs": 16},
+        *(
+            pytest.param(o, marks=pytest.mark.slow)
+            for o in (
+                {"opt": "adamw", "sizes": "16,32"},
+                {"valid_pct": 0.0, "precision": "fp16", "sizes": "8"},
+                {"arch": "timm:mobilenetv3_small_050"},
+            )
+        ),
+    ],
+)
 def test_lr_find_has_four_suggestions(settings):
     cfg = digits(**settings)
     found, lrs, losses = find_lr(cfg, get_dls(cfg))
-    assert tuple(found) == SUGGESTIONS and all(1e-7 <= o <= 10 for o in found.values()) and len(lrs) == len(losses) > 20
+    assert (
+        tuple(found) == SUGGESTIONS
+        and all(1e-7 <= o <= 10 for o in found.values())
+        and len(lrs) == len(losses) > 20
+    )
 
 
 def test_lr_find_has_one_size_of_images_that_of_the_first_epoch():
@@ -67,9 +84,11 @@ def test_the_command_saves_curve_and_plot_and_says_how_to_train(looked):
     assert set(suggestions) == set(SUGGESTIONS)
     cfg = parse_args(shlex.split(out.split("train.py", 1)[1].splitlines()[0]))
     assert cfg.lr == suggestions["valley"] and cfg.epochs == 3 and not cfg.lr_find and cfg.bs == 16
-    with (folder / "lr_find.csv").open() as f: lrs = [float(o["lr"]) for o in csv.DictReader(f)]
+    with (folder / "lr_find.csv").open() as f:
+        lrs = [float(o["lr"]) for o in csv.DictReader(f)]
     assert len(lrs) > 20 and lrs == sorted(lrs) and lrs[0] < 1e-6
-    with Image.open(folder / "plots" / "lr_find.png") as img: assert len(img.convert("RGB").getcolors(2**24)) > 3
+    with Image.open(folder / "plots" / "lr_find.png") as img:
+        assert len(img.convert("RGB").getcolors(2**24)) > 3
     assert not list(runs.rglob("config.json")), "no run was trained"
 
 
@@ -77,10 +96,14 @@ def test_lr_auto_trains_with_the_valley_as_if_nothing_had_been_looked_for(looked
     train.main([*SMALL, "--lr", "auto", "--epochs", "1", "--runs", str(tmp_path), "--name", "a"])
     run = tmp_path / "digits" / "a"
     lr = json.loads((run / "config.json").read_text())["settings"]["lr"]
-    assert lr == pytest.approx(suggested(looked[1])["valley"], rel=0.05), "the same each time, in one epoch as in three"
+    assert lr == pytest.approx(suggested(looked[1])["valley"], rel=0.05), (
+        "the same each time, in one epoch as in three"
+    )
     assert (run / "plots" / "lr_find.png").exists() and parse_args(["--resume", str(run)]).lr == lr
     train.main([*SMALL, "--lr", str(lr), "--epochs", "1", "--runs", str(tmp_path), "--name", "b"])
-    a, b = (torch.load(tmp_path / "digits" / o / "models" / "last.pth", weights_only=True)["model"] for o in "ab")
+    a, b = (
+        torch.load(tmp_path / "digits" / o / "models" / "last.pth", weights_only=True)["model"] for o in "ab"
+    )
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -91,11 +114,18 @@ def test_what_is_shown_is_what_the_model_sees(tmp_path, tiny_cifar, augment):
     dls = get_dls(cfg)
     images, labels = shown(dls.train, [7] * 16, get_learner(dls, cfg))
     original, pad = dls.data.images[dls.data.train[7]].astype(int), 4
-    assert images.shape == (16, 32, 32, 3) and images.dtype == np.uint8 and set(labels) == {dls.vocab[dls.data.labels[dls.data.train[7]]]}
+    assert (
+        images.shape == (16, 32, 32, 3)
+        and images.dtype == np.uint8
+        and set(labels) == {dls.vocab[dls.data.labels[dls.data.train[7]]]}
+    )
     assert len({o.tobytes() for o in images}) == 16
     padded = np.pad(original, ((pad, pad), (pad, pad), (0, 0)), constant_values=-1)
-    crops = [padded[y:y + 32, x:x + 32][:, ::step] for y in range(9) for x in range(9) for step in (1, -1)]
-    for o in images: assert min(np.median(abs(o.astype(int) - c)) for c in crops) <= 1, "each is a crop of the image"
+    crops = [
+        padded[y : y + 32, x : x + 32][:, ::step] for y in range(9) for x in range(9) for step in (1, -1)
+    ]
+    for o in images:
+        assert min(np.median(abs(o.astype(int) - c)) for c in crops) <= 1, "each is a crop of the image"
 
 
 def test_small_and_mixed_images_are_shown_as_such(tmp_path, tiny_cifar):
@@ -105,11 +135,25 @@ def test_small_and_mixed_images_are_shown_as_such(tmp_path, tiny_cifar):
     images, labels = shown(dls.train, list(range(8)), get_learner(dls, cfg), 2)
     assert images.shape == (8, 16, 16, 3)
     shares = [[float(o.split(" % ")[0]) for o in label.split("\n")] for label in labels]
-    assert all(len(o) == 2 and sum(o) == pytest.approx(100, abs=1.1) for o in shares) and labels[0] != labels[7]
+    assert (
+        all(len(o) == 2 and sum(o) == pytest.approx(100, abs=1.1) for o in shares) and labels[0] != labels[7]
+    )
 
 
 def test_the_sheet_has_every_class_under_its_name(image_folder, tmp_path, drawn):
-    train.main(["--dataset", str(image_folder), "--data", str(tmp_path), "--show-batch", "--runs", str(tmp_path / "runs"), "--arch", "resnet8"])
+    train.main(
+        [
+            "--dataset",
+            str(image_folder),
+            "--data",
+            str(tmp_path),
+            "--show-batch",
+            "--runs",
+            str(tmp_path / "runs"),
+            "--arch",
+            "resnet8",
+        ]
+    )
     axes = [ax for o in drawn.values() for ax in o.figure.axes if ax.images]
     assert {ax.get_title() for ax in axes} == {"cat", "dog"} and len(axes) == 32 + 16
     for ax in axes:
@@ -131,14 +175,17 @@ def test_the_sheets(tmp_path):
     train.main([*SMALL, "--show-batch", *options, "--runs", str(tmp_path)])
     plots = tmp_path / "digits" / "explore" / "plots"
     assert sorted(o.name for o in plots.iterdir()) == ["batch.png", "one_image.png"]
-    with Image.open(plots / "batch.png") as img: assert img.size[0] > 800
+    with Image.open(plots / "batch.png") as img:
+        assert img.size[0] > 800
 
 
 def test_the_profile_has_shares_that_make_a_whole(capfd):
     cfg = digits()
     lines = list(profile(cfg, get_dls(cfg)))
     shares = {k: float(v) for k, v in (re.match(r"  (\w+) +([\d.]+) %", o).groups() for o in lines[1:6])}
-    assert list(shares) == ["data", "forward", "backward", "optimizer", "other"] and sum(shares.values()) == pytest.approx(100, abs=0.3)
+    assert list(shares) == ["data", "forward", "backward", "optimizer", "other"] and sum(
+        shares.values()
+    ) == pytest.approx(100, abs=0.3)
     assert shares["forward"] > 5 and shares["backward"] > 5 and "images/s" in lines[0] and len(lines) == 10
     assert any("% of all operators: convolution_backward" in o for o in lines[6:])
     os.write(2, b"heard")
@@ -153,13 +200,18 @@ def test_steps_are_counted_and_validation_is_not():
 
 def test_names_in_any_script_make_no_noise(recwarn):
     from sifar.plots import sheet
-    assert sheet([np.zeros((8, 8, 3), np.uint8)], ["\u732b \U0001f408"]).startswith(b"\x89PNG") and not recwarn.list
+
+    assert (
+        sheet([np.zeros((8, 8, 3), np.uint8)], ["\u732b \U0001f408"]).startswith(b"\x89PNG")
+        and not recwarn.list
+    )
 
 
 def test_looking_is_no_resuming(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"settings": asdict(digits())}))
     for flag in (["--lr-find"], ["--profile"], ["--show-batch"], ["--seeds", "2"]):
-        with pytest.raises(SystemExit) as e: train.main(["--resume", str(tmp_path), *flag])
+        with pytest.raises(SystemExit) as e:
+            train.main(["--resume", str(tmp_path), *flag])
         assert e.value.code == 2 and "--resume goes on with one run" in capsys.readouterr().err
 
 
@@ -172,15 +224,24 @@ def test_flags_are_taken_out_with_their_values():
 def test_tensorboard_gets_the_run(tmp_path):
     pytest.importorskip("tensorboard")
     train.main([*SMALL, "--epochs", "1", "--tensorboard", "--runs", str(tmp_path), "--name", "a"])
-    file, = (tmp_path / "digits" / "a" / "tensorboard").glob("events*")
+    (file,) = (tmp_path / "digits" / "a" / "tensorboard").glob("events*")
     assert b"train_loss" in file.read_bytes()
 
 
 def train_with_wandb(tmp_path, *args, **env):
     "A process of its own, as wandb reads its settings once and wraps what is printed."
-    env = {**os.environ, "WANDB_SILENT": "true", "WANDB_API_KEY": "", "NETRC": str(tmp_path / "none"), "WANDB_CONFIG_DIR": str(tmp_path), **env}
+    env = {
+        **os.environ,
+        "WANDB_SILENT": "true",
+        "WANDB_API_KEY": "",
+        "NETRC": str(tmp_path / "none"),
+        "WANDB_CONFIG_DIR": str(tmp_path),
+        **env,
+    }
     args = [*SMALL, "--opt", "muon", "--epochs", "1", "--wandb", "--runs", str(tmp_path), *args]
-    return subprocess.run([sys.executable, "train.py", *args], env=env, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "train.py", *args], env=env, cwd=ROOT, capture_output=True, text=True
+    )
 
 
 @pytest.mark.slow
@@ -188,7 +249,7 @@ def test_wandb_gets_the_runs_and_their_settings(tmp_path):
     done = train_with_wandb(tmp_path, "--seeds", "2", "--name", "a", WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
     for run in ("a-42", "a-43"):
-        file, = (tmp_path / "digits" / run).glob("wandb/offline-run-*/run-*.wandb")
+        (file,) = (tmp_path / "digits" / run).glob("wandb/offline-run-*/run-*.wandb")
         content = file.read_bytes()
         assert all(o in content for o in (b"train_loss", b"accuracy", b"mix_prob", run.encode())), run
 
@@ -201,8 +262,14 @@ def test_wandb_without_a_key_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_tracker_that_is_not_installed_is_one_line(name, tmp_path, capsys, monkeypatch):
-    for o in [o for o in sys.modules if o.split(".")[0] == name or f"callback.{name}" in o or o.startswith("torch.utils.tensorboard")]: monkeypatch.delitem(sys.modules, o)
+    for o in [
+        o
+        for o in sys.modules
+        if o.split(".")[0] == name or f"callback.{name}" in o or o.startswith("torch.utils.tensorboard")
+    ]:
+        monkeypatch.delitem(sys.modules, o)
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(SystemExit) as e: train.main([*SMALL, "--epochs", "1", f"--{name}", "--runs", str(tmp_path)])
+    with pytest.raises(SystemExit) as e:
+        train.main([*SMALL, "--epochs", "1", f"--{name}", "--runs", str(tmp_path)])
     err = capsys.readouterr().err
     assert e.value.code == 2 and f"--{name} needs" in err and err.count("\n") == 1

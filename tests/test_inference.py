@@ -15,7 +15,8 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
 @pytest.fixture(scope="module")
-def predictor(exported): return Predictor(exported[0])
+def predictor(exported):
+    return Predictor(exported[0])
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +35,21 @@ def encode(img, format="png", **kwargs):
 
 def test_probabilities_are_those_of_the_validation_pipeline(predictor, exported, digits):
     learn = load_learner(exported[0])
-    with learn.no_bar(): want = learn.get_preds(dl=learn.dls.test_dl(list(digits), rm_type_tfms=0))[0]
+    with learn.no_bar():
+        want = learn.get_preds(dl=learn.dls.test_dl(list(digits), rm_type_tfms=0))[0]
     np.testing.assert_allclose(predictor.probs([predictor.read(o) for o in digits]), want, atol=1e-6)
-    with learn.no_bar(): label, _, probs = learn.predict(digits[0])
+    with learn.no_bar():
+        label, _, probs = learn.predict(digits[0])
     assert predictor.predict(digits[0], 1)[0] == (label, pytest.approx(probs.max().item(), abs=1e-6))
 
 
 def test_predictions_come_with_the_likeliest_first(predictor, digits):
     top = predictor.predict(digits[0], 3)
-    assert len(top) == 3 and top == sorted(top, key=lambda o: -o[1]) and {label for label, _ in top} <= set("0123456789")
+    assert (
+        len(top) == 3
+        and top == sorted(top, key=lambda o: -o[1])
+        and {label for label, _ in top} <= set("0123456789")
+    )
     assert len(predictor.predict(digits[0])) == 5 and len(predictor.predict(digits[0], 99)) == 10
     assert sum(p for _, p in predictor.predict(digits[0], 10)) == pytest.approx(1, abs=1e-5)
 
@@ -52,28 +59,41 @@ def test_a_batch_is_the_same_as_one_after_another(predictor, digits):
     for images, bs in ((list(digits), 64), ((Image.fromarray(o) for o in digits), 3)):
         batch = predictor.predict_batch(images, bs=bs)
         assert [[label for label, _ in o] for o in batch] == [[label for label, _ in o] for o in one]
-        np.testing.assert_allclose([[p for _, p in o] for o in batch], [[p for _, p in o] for o in one], atol=1e-6)
+        np.testing.assert_allclose(
+            [[p for _, p in o] for o in batch], [[p for _, p in o] for o in one], atol=1e-6
+        )
     assert predictor.predict_batch([]) == []
 
 
 # ---- what an image may be ----
+
 
 def colour(predictor, image):
     "The colour in the middle of what the model sees."
     return np.asarray(predictor.read(image))[16, 16].tolist()
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"]
+)
 def test_every_mode_of_pillow_is_read(predictor, mode):
     grey = Image.new("L", (50, 40), 255)
     img = Image.fromarray(np.full((40, 50), 65_535, np.uint16)) if mode == "I;16" else grey.convert(mode)
     assert colour(predictor, img) == [255] * 3
 
 
-@pytest.mark.parametrize("img, format, want", [
-    (Image.new("RGB", (40, 40), RED), "png", RED), (Image.new("RGB", (40, 40), RED), "bmp", RED), (Image.new("RGB", (40, 40), RED), "gif", RED),
-    (Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "png", WHITE), (Image.new("RGBA", (40, 40), (255, 0, 0, 255)), "webp", RED),
-    (Image.fromarray(np.full((40, 40), 32_768, np.uint16)), "png", (127, 127, 127)), (Image.fromarray(np.full((40, 40), 32_768, np.uint16)), "tiff", (127, 127, 127))])
+@pytest.mark.parametrize(
+    "img, format, want",
+    [
+        (Image.new("RGB", (40, 40), RED), "png", RED),
+        (Image.new("RGB", (40, 40), RED), "bmp", RED),
+        (Image.new("RGB", (40, 40), RED), "gif", RED),
+        (Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "png", WHITE),
+        (Image.new("RGBA", (40, 40), (255, 0, 0, 255)), "webp", RED),
+        (Image.fromarray(np.full((40, 40), 32_768, np.uint16)), "png", (127, 127, 127)),
+        (Image.fromarray(np.full((40, 40), 32_768, np.uint16)), "tiff", (127, 127, 127)),
+    ],
+)
 def test_files_are_read_from_bytes_and_paths(predictor, tmp_path, img, format, want):
     content = encode(img, format)
     (tmp_path / "picture").write_bytes(content)
@@ -83,15 +103,16 @@ def test_files_are_read_from_bytes_and_paths(predictor, tmp_path, img, format, w
 
 def test_a_picture_that_moves_gives_its_first_frame(predictor):
     frames = [Image.new("P", (40, 40), i) for i in (1, 2)]
-    for o in frames: o.putpalette([0, 0, 0, *RED, 0, 255, 0])
+    for o in frames:
+        o.putpalette([0, 0, 0, *RED, 0, 255, 0])
     assert colour(predictor, encode(frames[0], "gif", save_all=True, append_images=frames[1:])) == list(RED)
 
 
 def test_exif_rotation_is_applied(predictor):
     img = Image.new("RGB", (64, 64), "blue")
-    img.paste("red", (0, 0, 64, 32))                    # above
+    img.paste("red", (0, 0, 64, 32))  # above
     exif = Image.Exif()
-    exif[274] = 6                                       # lies on its side: what is above belongs to the right
+    exif[274] = 6  # lies on its side: what is above belongs to the right
     seen = np.asarray(predictor.read(encode(img, "jpeg", exif=exif, quality=95)))
     assert seen[16, 28, 0] > 200 > 50 > seen[16, 4, 0]
 
@@ -102,11 +123,25 @@ def test_a_wide_picture_is_cropped_in_the_middle(predictor):
     assert (np.asarray(predictor.read(img))[:, 2:-2] == RED).all()
 
 
-@pytest.mark.parametrize("x, want", [
-    (np.full((9, 9), 255, np.uint8), 255), (np.full((9, 9, 1), 255, np.uint8), 255), (np.ones((9, 9, 3), np.float32), 255), (np.full((9, 9, 3), 255.0), 255),
-    (np.full((9, 9, 4), 255, np.uint8), 255), (np.full((9, 9, 3), 65_535, np.uint16), 255), (np.full((9, 9), 255, np.uint16), 1), (np.ones((9, 9), bool), 255),
-    (np.full((9, 9, 3), 0.5), 128), (np.full((9, 9), np.nan), 0), (np.full((1, 1, 3), 255, np.int64), 255), (np.full((9, 9, 3), 255, np.uint8)[:, ::-1], 255)])
-def test_arrays_of_any_type_are_read(predictor, x, want): assert colour(predictor, x) == [want] * 3
+@pytest.mark.parametrize(
+    "x, want",
+    [
+        (np.full((9, 9), 255, np.uint8), 255),
+        (np.full((9, 9, 1), 255, np.uint8), 255),
+        (np.ones((9, 9, 3), np.float32), 255),
+        (np.full((9, 9, 3), 255.0), 255),
+        (np.full((9, 9, 4), 255, np.uint8), 255),
+        (np.full((9, 9, 3), 65_535, np.uint16), 255),
+        (np.full((9, 9), 255, np.uint16), 1),
+        (np.ones((9, 9), bool), 255),
+        (np.full((9, 9, 3), 0.5), 128),
+        (np.full((9, 9), np.nan), 0),
+        (np.full((1, 1, 3), 255, np.int64), 255),
+        (np.full((9, 9, 3), 255, np.uint8)[:, ::-1], 255),
+    ],
+)
+def test_arrays_of_any_type_are_read(predictor, x, want):
+    assert colour(predictor, x) == [want] * 3
 
 
 def bomb():
@@ -114,17 +149,32 @@ def bomb():
     content = bytearray(encode(Image.new("L", (1, 1))))
     content[16:24] = (30_000).to_bytes(4, "big") * 2
     import zlib
+
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     return bytes(content)
 
 
-@pytest.mark.parametrize("image, text", [
-    (b"", "The image is not an image that can be read here"), (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"), (bomb(), "The image"),
-    ("https://example.org/a.png", "https://example.org/a.png is missing"), (None, "not a NoneType"), (np.zeros((3, 32, 32)), "shape (3, 32, 32)"),
-    (np.zeros((0, 5, 3)), "shape (0, 5, 3)"), (np.zeros((2, 2), complex), "complex128"), (Image.new("1", (MAX_SIDE + 1, 1)), "is too large: 16,385 x 1 pixels"),
-    (Image.new("1", (8001, MAX_PIXELS // 8000)), "8,001 x 8,000"), (np.zeros((8001, 8001), np.uint8), "8,001 x 8,001"), (Image.new("RGB", (0, 5)), "only 0 x 5"), (encode(Image.new("RGB", (64, 64), RED), "jpeg")[:300], "The image cannot be read as an image")])
+@pytest.mark.parametrize(
+    "image, text",
+    [
+        (b"", "The image is not an image that can be read here"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (bomb(), "The image"),
+        ("https://example.org/a.png", "https://example.org/a.png is missing"),
+        (None, "not a NoneType"),
+        (np.zeros((3, 32, 32)), "shape (3, 32, 32)"),
+        (np.zeros((0, 5, 3)), "shape (0, 5, 3)"),
+        (np.zeros((2, 2), complex), "complex128"),
+        (Image.new("1", (MAX_SIDE + 1, 1)), "is too large: 16,385 x 1 pixels"),
+        (Image.new("1", (8001, MAX_PIXELS // 8000)), "8,001 x 8,000"),
+        (np.zeros((8001, 8001), np.uint8), "8,001 x 8,001"),
+        (Image.new("RGB", (0, 5)), "only 0 x 5"),
+        (encode(Image.new("RGB", (64, 64), RED), "jpeg")[:300], "The image cannot be read as an image"),
+    ],
+)
 def test_what_is_no_image_is_one_line(predictor, image, text):
-    with pytest.raises(UserError) as e: predictor.predict(image)
+    with pytest.raises(UserError) as e:
+        predictor.predict(image)
     assert text in e.value.text and "\n" not in e.value.text
 
 
@@ -132,19 +182,31 @@ def test_no_other_program_is_started_to_read_a_picture(predictor, tmp_path, monk
     (tmp_path / "gs").write_text("#!/bin/sh\ntouch $(dirname $0)/ran\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(UserError, match="is not an image"): predictor.predict(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n0 0 9 9 rectfill\n%%EOF\n")
+    with pytest.raises(UserError, match="is not an image"):
+        predictor.predict(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n0 0 9 9 rectfill\n%%EOF\n"
+        )
     assert not (tmp_path / "ran").exists()
 
 
 def test_arguments_that_make_no_sense_are_one_line(predictor, digits):
-    for f in (lambda: predictor.predict(digits[0], 0), lambda: predictor.predict(digits[0], "3"), lambda: predictor.predict_batch(digits, bs=0), lambda: predictor.predict_batch("a.png")):
-        with pytest.raises(UserError): f()
+    for f in (
+        lambda: predictor.predict(digits[0], 0),
+        lambda: predictor.predict(digits[0], "3"),
+        lambda: predictor.predict_batch(digits, bs=0),
+        lambda: predictor.predict_batch("a.png"),
+    ):
+        with pytest.raises(UserError):
+            f()
 
 
 # ---- where it looks ----
 
+
 def test_covering_what_the_heat_map_shows_takes_more_of_the_class_than_covering_the_rest(predictor, digits):
-    def loss(covered, i, before): return before - predictor.probs(covered[None])[0, i].item()
+    def loss(covered, i, before):
+        return before - predictor.probs(covered[None])[0, i].item()
+
     hot, cold = [], []
     for x in digits:
         label, p = predictor.predict(x, 1)[0]
@@ -164,28 +226,41 @@ def test_another_class_has_another_heat_map(predictor, digits):
 
 
 @pytest.mark.parametrize("arch, there", [("timm:resnet18", True), ("timm:vit_tiny_patch16_224", False)])
-def test_timm_models_are_exported_and_only_those_with_a_grid_of_features_have_a_heat_map(tmp_path, digits, arch, there):
+def test_timm_models_are_exported_and_only_those_with_a_grid_of_features_have_a_heat_map(
+    tmp_path, digits, arch, there
+):
     cfg = TrainConfig(dataset="digits", arch=arch)
     write_learner(get_learner(get_dls(cfg), cfg), tmp_path / "learner.pkl", {})
     predictor = Predictor(tmp_path / "learner.pkl")
-    assert (predictor.heat_map(digits[0], "3") is not None) == there and len(predictor.predict(digits[0])) == 5
+    assert (predictor.heat_map(digits[0], "3") is not None) == there and len(
+        predictor.predict(digits[0])
+    ) == 5
 
 
 # ---- other data sets ----
+
 
 def test_superclasses_and_class_names_come_along(tmp_path, tiny_cifar):
     write_cifar(tmp_path, "cifar100")
     cfg = TrainConfig(dataset="cifar100", data=str(tmp_path), arch="resnet8")
     write_learner(get_learner(get_dls(cfg), cfg), tmp_path / "learner.pkl", {})
     predictor = Predictor(tmp_path)
-    assert predictor.vocab[7] == "fine07" and predictor.superclasses[7] == "coarse01" and len(predictor.vocab) == len(predictor.superclasses) == 100
+    assert (
+        predictor.vocab[7] == "fine07"
+        and predictor.superclasses[7] == "coarse01"
+        and len(predictor.vocab) == len(predictor.superclasses) == 100
+    )
 
 
 def test_a_learner_of_ones_own_pictures_keeps_their_size(tmp_path, image_folder):
     cfg = TrainConfig(dataset=str(image_folder), data=str(tmp_path), arch="resnet8", sz=48)
     write_learner(get_learner(get_dls(cfg), cfg), tmp_path / "learner.pkl", {})
     predictor = Predictor(tmp_path)
-    assert predictor.read(image_folder / "train" / "cat" / "000.png").size == (48, 48) and predictor.vocab == ["cat", "dog"] and predictor.superclasses is None
+    assert (
+        predictor.read(image_folder / "train" / "cat" / "000.png").size == (48, 48)
+        and predictor.vocab == ["cat", "dog"]
+        and predictor.superclasses is None
+    )
     assert len(predictor.predict(image_folder / "train" / "cat" / "000.png")) == 2
 
 
@@ -194,4 +269,8 @@ def test_a_learner_of_ones_own_pictures_keeps_their_size(tmp_path, image_folder)
 def test_a_gpu_gives_the_same_labels(exported, digits):
     predictor = Predictor(exported[0])
     assert predictor.device.type == "cuda"
-    np.testing.assert_allclose(predictor.probs(digits), Predictor(exported[0]).classifier.cpu()(torch.from_numpy(digits)).detach(), atol=1e-3)
+    np.testing.assert_allclose(
+        predictor.probs(digits),
+        Predictor(exported[0]).classifier.cpu()(torch.from_numpy(digits)).detach(),
+        atol=1e-3,
+    )

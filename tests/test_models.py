@@ -6,7 +6,8 @@ from sifar.config import ARCHS
 from sifar.training.models import WIDTHS, get_model
 
 
-def params(model): return sum(o.numel() for o in model.parameters())
+def params(model):
+    return sum(o.numel() for o in model.parameters())
 
 
 def test_parameter_counts():
@@ -19,7 +20,8 @@ def test_parameter_counts():
 
 @pytest.mark.parametrize("arch", ["resnet8", "resnet10", "sprintnet"])
 @pytest.mark.parametrize("sz", [16, 32, 48])
-def test_any_size_gives_one_row_of_logits_an_image(arch, sz): assert get_model(arch, 7)(torch.randn(2, 3, sz, sz)).shape == (2, 7)
+def test_any_size_gives_one_row_of_logits_an_image(arch, sz):
+    assert get_model(arch, 7)(torch.randn(2, 3, sz, sz)).shape == (2, 7)
 
 
 def test_the_stem_keeps_the_full_size():
@@ -30,7 +32,7 @@ def test_the_stem_keeps_the_full_size():
 
 def test_whitened_patches_vary_alike_in_every_direction():
     whitening = get_model("sprintnet", 10).whitening
-    x = torch.randn(64, 3, 1, 1) + 0.3 * torch.randn(64, 3, 16, 16)         # pixels beside each other are much alike
+    x = torch.randn(64, 3, 1, 1) + 0.3 * torch.randn(64, 3, 16, 16)  # pixels beside each other are much alike
     whitening.fit(x)
     out = whitening(x)[:, :12].transpose(0, 1).flatten(1)
     assert torch.allclose(out @ out.T / out.shape[1], torch.eye(12), atol=0.02)
@@ -38,28 +40,49 @@ def test_whitened_patches_vary_alike_in_every_direction():
     assert not any("filters" in name for name, _ in whitening.named_parameters()), "they are not trained"
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small_050", *(
-    pytest.param(o, marks=pytest.mark.slow) for o in ("resnet18", "densenet121", "vit_tiny_patch16_224"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenetv3_small_050",
+        *(
+            pytest.param(o, marks=pytest.mark.slow)
+            for o in ("resnet18", "densenet121", "vit_tiny_patch16_224")
+        ),
+    ],
+)
 def test_timm_models_fit_small_images(name):
     model = get_model(f"timm:{name}", 10)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
-    strides = [m.stride for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (7, 7)]
+    strides = [
+        m.stride for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (7, 7)
+    ]
     assert not strides, "no 7x7 stem is left"
 
 
 def test_timm_resnet18_is_ours_in_all_but_its_names():
     model = get_model("timm:resnet18", 100)
     assert params(model) == 11_220_132
-    assert model.layer1(model.maxpool(model.act1(model.bn1(model.conv1(torch.randn(1, 3, 32, 32)))))).shape == (1, 64, 32, 32)
+    assert model.layer1(
+        model.maxpool(model.act1(model.bn1(model.conv1(torch.randn(1, 3, 32, 32)))))
+    ).shape == (1, 64, 32, 32)
 
 
-@pytest.mark.parametrize("name, words", [("timm:resnet-18", "did you mean"), ("resnet-18", "did you mean resnet18"), ("timm:inception_v4", "cannot take images of 32x32")])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("timm:resnet-18", "did you mean"),
+        ("resnet-18", "did you mean resnet18"),
+        ("timm:inception_v4", "cannot take images of 32x32"),
+    ],
+)
 def test_an_unknown_or_unfit_model_is_one_line(name, words):
-    with pytest.raises(UserError, match=words) as e: get_model(name, 10)
+    with pytest.raises(UserError, match=words) as e:
+        get_model(name, 10)
     assert "\n" not in e.value.text
 
 
 def test_a_model_has_to_take_all_sizes_of_a_training():
     name = "timm:vit_tiny_patch16_224"
     assert get_model(name, 10)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-    with pytest.raises(UserError, match="cannot take images of 16x16, 32x32 pixels"): get_model(name, 10, (32, 16))
+    with pytest.raises(UserError, match="cannot take images of 16x16, 32x32 pixels"):
+        get_model(name, 10, (32, 16))

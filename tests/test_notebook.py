@@ -12,6 +12,8 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     assert path.stat().st_size < 300_000, "its outputs are small"
     notebook = nbformat.read(path, as_version=4)
     assert sum(o.cell_type == "code" for o in notebook.cells) >= 8
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
     text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert text.count("predicted:") == 8 and "Traceback" not in text

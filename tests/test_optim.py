@@ -26,13 +26,22 @@ def test_bfloat16_does_nearly_the_same():
 def test_one_step_of_muon():
     conv, head = nn.Conv2d(4, 6, 3), nn.Linear(5, 2)
     opt = Muon([{"params": o} for o in ([conv.weight], [head.weight], [head.bias])], lr=0.1, weight_decay=0.5)
-    old, head_old, bias_old = conv.weight.detach().clone(), head.weight.detach().clone(), head.bias.detach().clone()
-    for p in (conv.weight, head.weight, head.bias): p.grad = torch.randn_like(p)
+    old, head_old, bias_old = (
+        conv.weight.detach().clone(),
+        head.weight.detach().clone(),
+        head.bias.detach().clone(),
+    )
+    for p in (conv.weight, head.weight, head.bias):
+        p.grad = torch.randn_like(p)
     opt.step()
     step = orthogonalize(1.9 * conv.weight.grad.flatten(1)).view_as(old)
     assert torch.allclose(conv.weight, old * 6**0.5 / old.norm() - 0.1 * step, atol=1e-5)
-    assert torch.allclose(head.weight, head_old - 0.1 * 10 / 3 * 1.9 * (head.weight.grad + 0.5 * head_old), atol=1e-5)
-    assert torch.allclose(head.bias, bias_old - 0.1 * 5 / 3 * 1.9 * (head.bias.grad + 0.5 * bias_old), atol=1e-5)
+    assert torch.allclose(
+        head.weight, head_old - 0.1 * 10 / 3 * 1.9 * (head.weight.grad + 0.5 * head_old), atol=1e-5
+    )
+    assert torch.allclose(
+        head.bias, bias_old - 0.1 * 5 / 3 * 1.9 * (head.bias.grad + 0.5 * bias_old), atol=1e-5
+    )
 
 
 def test_every_parameter_of_resnet18_is_in_one_group():
@@ -40,24 +49,39 @@ def test_every_parameter_of_resnet18_is_in_one_group():
     for groups in (split_filters(model), split_norms(model)):
         assert sorted(map(id, sum(groups, []))) == sorted(map(id, model.parameters()))
     filters, others, vectors = split_filters(model)
-    assert len(filters) == 19 and {tuple(o.shape) for o in others} == {(64, 3, 3, 3), (100, 512)} and all(o.ndim == 1 for o in vectors)
+    assert (
+        len(filters) == 19
+        and {tuple(o.shape) for o in others} == {(64, 3, 3, 3), (100, 512)}
+        and all(o.ndim == 1 for o in vectors)
+    )
 
 
-@pytest.mark.parametrize("opt, kind, lr, wd", [("sgd", "SGD", 0.1, 5e-4), ("muon", "Muon", 0.06, 5e-4), ("adamw", "AdamW", 1e-3, 0.05)])
+@pytest.mark.parametrize(
+    "opt, kind, lr, wd",
+    [("sgd", "SGD", 0.1, 5e-4), ("muon", "Muon", 0.06, 5e-4), ("adamw", "AdamW", 1e-3, 0.05)],
+)
 @pytest.mark.parametrize("wd_norm", [False, True])
 def test_the_learner_gets_the_optimizer_asked_for(opt, kind, lr, wd, wd_norm):
-    for given, (lr, wd) in (({}, (lr, wd)), ({"lr": 0.5, "wd": 0.25}, (0.5, 0.25))):        # noqa: B020
+    for given, (lr, wd) in (({}, (lr, wd)), ({"lr": 0.5, "wd": 0.25}, (0.5, 0.25))):  # noqa: B020
         cfg = TrainConfig(dataset="digits", arch="resnet8", bs=1000, opt=opt, wd_norm=wd_norm, **given)
         learn = get_learner(get_dls(cfg), cfg)
-        with learn.no_bar(), learn.no_logging(): learn.fit(0)           # which makes the optimizer
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(0)  # which makes the optimizer
         assert type(learn.opt.opt).__name__ == kind and learn.lr == lr == learn.opt.hypers[0]["lr"]
-        decays = {p.ndim < 2: group["weight_decay"] for group in learn.opt.opt.param_groups for p in group["params"] if p.ndim != 4 or p.shape[1] == 3 or opt != "muon"}
+        decays = {
+            p.ndim < 2: group["weight_decay"]
+            for group in learn.opt.opt.param_groups
+            for p in group["params"]
+            if p.ndim != 4 or p.shape[1] == 3 or opt != "muon"
+        }
         assert decays == {True: wd if wd_norm else 0, False: wd}
 
 
 @pytest.mark.parametrize("opt", ["sgd", "muon", "adamw"])
 def test_each_optimizer_learns(opt):
-    cfg = TrainConfig(dataset="digits", arch="resnet8", bs=16, sizes="16", aug="light", opt=opt, lr={"adamw": 0.01}.get(opt))
+    cfg = TrainConfig(
+        dataset="digits", arch="resnet8", bs=16, sizes="16", aug="light", opt=opt, lr={"adamw": 0.01}.get(opt)
+    )
     learn = get_learner(get_dls(cfg), cfg)
     with learn.no_bar(), learn.no_logging():
         learn.fit_warmup_cosine(2, warmup=1)

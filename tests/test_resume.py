@@ -1,4 +1,5 @@
 """Runs that are interrupted, resumed, and resumed from folders that are damaged or in use."""
+
 import json
 import os
 import shutil
@@ -20,7 +21,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(undisturbed, tmp_path, s
     out, err = process.communicate()
     path = tmp_path / "digits" / "cut"
     assert process.returncode == code and "Traceback" not in err
-    if signum != signal.SIGKILL: assert f"--resume {path}" in out
+    if signum != signal.SIGKILL:
+        assert f"--resume {path}" in out
     assert len(history(path)) in (1, 2, 3) and not (path / "metrics.json").exists()
     run("--resume", path)
     assert_same_run(undisturbed, path)
@@ -39,26 +41,73 @@ def test_a_run_stopped_in_its_report_says_how_to_go_on(tmp_path):
     process = start(*SHORT, "--runs", tmp_path, "--name", "cut", until="valid  top-1")
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate()
-    assert process.returncode == 143 and f"--resume {tmp_path / 'digits' / 'cut'}" in out and "Traceback" not in err
+    assert (
+        process.returncode == 143
+        and f"--resume {tmp_path / 'digits' / 'cut'}" in out
+        and "Traceback" not in err
+    )
 
 
 def test_seeds_that_are_interrupted_say_how_to_train_the_others(tmp_path):
     process = start(*SMALL[:-1], 200, "--runs", tmp_path, "--seeds", "3", "--seed", "5", "--name", "s")
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate()
-    assert process.returncode == 130 and f"--resume {tmp_path / 'digits' / 's-5'}" in out and "--seed 6 --seeds 2 --name s" in out
+    assert (
+        process.returncode == 130
+        and f"--resume {tmp_path / 'digits' / 's-5'}" in out
+        and "--seed 6 --seeds 2 --name s" in out
+    )
 
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path, capsys):
     process = start(*SMALL[:-1], 200, "--runs", tmp_path, "--name", "a")
-    try: assert "is in use by another training" in failure(capsys, "--resume", tmp_path / "digits" / "a")
-    finally: process.kill()
+    try:
+        assert "is in use by another training" in failure(capsys, "--resume", tmp_path / "digits" / "a")
+    finally:
+        process.kill()
     assert process.communicate()[1] == "" and len(history(tmp_path / "digits" / "a")) >= 1
 
 
-@pytest.mark.parametrize("options", [
-    ("--opt", "muon", "--sizes", "16,24,32", "--ema", "0.9", "--augment", "batch", "--aug", "weak", "--smoothing", "0.2", "--mixup", "0.4", "--cutmix", "1", "--mix-prob", "0.7", "--schedule", "linear"),
-    ("--opt", "adamw", "--no-wd-norm", "--aug", "trivial", "--clip", "1", "--valid-pct", "0", "--ema", "0.9")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (
+            "--opt",
+            "muon",
+            "--sizes",
+            "16,24,32",
+            "--ema",
+            "0.9",
+            "--augment",
+            "batch",
+            "--aug",
+            "weak",
+            "--smoothing",
+            "0.2",
+            "--mixup",
+            "0.4",
+            "--cutmix",
+            "1",
+            "--mix-prob",
+            "0.7",
+            "--schedule",
+            "linear",
+        ),
+        (
+            "--opt",
+            "adamw",
+            "--no-wd-norm",
+            "--aug",
+            "trivial",
+            "--clip",
+            "1",
+            "--valid-pct",
+            "0",
+            "--ema",
+            "0.9",
+        ),
+    ],
+)
 def test_every_option_is_resumed_to_the_same_weights(tmp_path, options):
     options = *SMALL[:-1], 3, *options, "--runs", tmp_path
     run(*options, "--name", "whole")
@@ -104,21 +153,48 @@ def test_a_damaged_best_checkpoint_is_named(finished, capsys):
     path = finished / "models" / "best.pth"
     path.write_bytes(path.read_bytes()[:9000])
     assert f"{path} is damaged" in failure(capsys, "--resume", finished)
-    with pytest.raises(SystemExit): export.main([str(finished)])
+    with pytest.raises(SystemExit):
+        export.main([str(finished)])
     assert f"{path} is damaged" in capsys.readouterr().err and not (finished / "learner.pkl").exists()
 
 
 def test_a_run_goes_on_only_on_its_own_data(image_folder, tmp_path, capsys):
-    run("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
+    run(
+        "--dataset",
+        image_folder,
+        "--data",
+        tmp_path,
+        "--arch",
+        "resnet8",
+        "--epochs",
+        1,
+        "--runs",
+        tmp_path / "runs",
+        "--name",
+        "a",
+    )
     path = tmp_path / "runs" / "pets" / "a"
     cat, dog = (image_folder / "train" / o / "000.png" for o in ("cat", "dog"))
     cat.write_bytes(dog.read_bytes())
-    assert "was trained on other data" in failure(capsys, "--resume", path), "other pictures in the same files"
+    assert "was trained on other data" in failure(capsys, "--resume", path), (
+        "other pictures in the same files"
+    )
     cat.unlink()
     assert "was trained on other data" in failure(capsys, "--resume", path), "a picture less"
 
 
-@pytest.mark.parametrize("change", [{"epoch": None}, {"epoch": 9}, {"history": 5}, {"history": []}, {"history": [{"a": 1}] * 4}, {"best": "x"}, {"opt": {}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": None},
+        {"epoch": 9},
+        {"history": 5},
+        {"history": []},
+        {"history": [{"a": 1}] * 4},
+        {"best": "x"},
+        {"opt": {}},
+    ],
+)
 def test_a_checkpoint_with_odd_contents_is_named(finished, capsys, change):
     path = finished / "models" / "last.pth"
     torch.save({**torch.load(path, weights_only=True), **change}, path)
@@ -130,13 +206,17 @@ def test_a_damaged_checkpoint_is_named(undisturbed, tmp_path, capsys, content):
     (tmp_path / "r" / "models").mkdir(parents=True)
     (tmp_path / "r" / "config.json").write_bytes((undisturbed / "config.json").read_bytes())
     path = tmp_path / "r" / "models" / "last.pth"
-    path.write_bytes((undisturbed / "models" / "last.pth").read_bytes()[:20_000] if content is None else content)
+    path.write_bytes(
+        (undisturbed / "models" / "last.pth").read_bytes()[:20_000] if content is None else content
+    )
     assert f"{path} is damaged" in failure(capsys, "--resume", tmp_path / "r")
 
 
 def test_a_hostile_checkpoint_runs_nothing(undisturbed, tmp_path, capsys):
     class Trap:
-        def __reduce__(self): return os.mkdir, (str(tmp_path / "sprung"),)
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
     (tmp_path / "r" / "models").mkdir(parents=True)
     (tmp_path / "r" / "config.json").write_bytes((undisturbed / "config.json").read_bytes())
     torch.save({"model": Trap()}, tmp_path / "r" / "models" / "last.pth")

@@ -38,43 +38,91 @@ ROOT = Path(__file__).parents[1]
 
 def failure(capsys, f, *args):
     "The line that a command writes to stderr as it ends with exit code 2."
-    with pytest.raises(SystemExit) as e: f([str(o) for o in args])
+    with pytest.raises(SystemExit) as e:
+        f([str(o) for o in args])
     err = capsys.readouterr().err
     assert e.value.code == 2 and err.count("\n") == 1
     return err
 
 
-def tensors_equal(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def tensors_equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # ---- learner.pkl and model.json ----
 
+
 def test_an_export_says_what_it_is(exported):
     about, metrics = (json.loads((exported[0] / o).read_text()) for o in ("model.json", "metrics.json"))
-    assert about["classes"] == list("0123456789") and about["superclasses"] is None and about["size"] == 32 and len(about["mean"]) == len(about["std"]) == 3
-    assert about["arch"] == "resnet8" and about["parameters"] == 78_042 and about["epochs"] == 8 and about["dataset"] == "digits"
-    assert about["test"] == metrics["test"] and about["valid"] == metrics["valid"] and about["images"] == metrics["images"]
-    assert len(about["commands"]) == 1 and torch.__version__.startswith(about["versions"]["torch"]) and re.match(r"\d{4}-\d\d-\d\dT", about["date"])
+    assert (
+        about["classes"] == list("0123456789")
+        and about["superclasses"] is None
+        and about["size"] == 32
+        and len(about["mean"]) == len(about["std"]) == 3
+    )
+    assert (
+        about["arch"] == "resnet8"
+        and about["parameters"] == 78_042
+        and about["epochs"] == 8
+        and about["dataset"] == "digits"
+    )
+    assert (
+        about["test"] == metrics["test"]
+        and about["valid"] == metrics["valid"]
+        and about["images"] == metrics["images"]
+    )
+    assert (
+        len(about["commands"]) == 1
+        and torch.__version__.startswith(about["versions"]["torch"])
+        and re.match(r"\d{4}-\d\d-\d\dT", about["date"])
+    )
 
 
 def test_nothing_that_is_exported_tells_of_this_machines_folders(exported):
     run, space = exported
     for path in (run / "model.json", run / "learner.pkl", space / "README.md"):
-        assert not re.search(rf"{re.escape(str(run.parents[1]))}|{re.escape(str(Path.home()))}/".encode(), path.read_bytes()), path
+        assert not re.search(
+            rf"{re.escape(str(run.parents[1]))}|{re.escape(str(Path.home()))}/".encode(), path.read_bytes()
+        ), path
 
 
 def test_the_exported_learner_is_the_run(exported):
-    with torch.no_grad(): assert tensors_equal(load_learner(exported[0]).model.state_dict(), load_run(exported[0]).model.state_dict())
+    with torch.no_grad():
+        assert tensors_equal(
+            load_learner(exported[0]).model.state_dict(), load_run(exported[0]).model.state_dict()
+        )
 
 
 def test_the_average_of_the_weights_is_what_is_exported(tmp_path):
-    train.main(["--dataset", "digits", "--arch", "resnet8", "--epochs", "1", "--valid-pct", "0", "--ema", "0.99", "--runs", str(tmp_path), "--name", "a"])
+    train.main(
+        [
+            "--dataset",
+            "digits",
+            "--arch",
+            "resnet8",
+            "--epochs",
+            "1",
+            "--valid-pct",
+            "0",
+            "--ema",
+            "0.99",
+            "--runs",
+            str(tmp_path),
+            "--name",
+            "a",
+        ]
+    )
     export.main([str(run := tmp_path / "digits" / "a")])
-    state, got = torch.load(run / "models" / "last.pth", weights_only=True), load_learner(run).model.state_dict()
+    state, got = (
+        torch.load(run / "models" / "last.pth", weights_only=True),
+        load_learner(run).model.state_dict(),
+    )
     assert tensors_equal(got, state["ema"]["model"]) and not tensors_equal(got, state["model"])
 
 
-@pytest.mark.skipif("SIFAR_DATA" not in os.environ, reason="SIFAR_DATA names no folder with the real CIFAR-100")
+@pytest.mark.skipif(
+    "SIFAR_DATA" not in os.environ, reason="SIFAR_DATA names no folder with the real CIFAR-100"
+)
 def test_the_published_classifier_is_as_good_as_its_record_says(tmp_path):
     run = shutil.copytree(ROOT / "results" / "cifar100-resnet18", tmp_path / "run")
     export.main([str(run)])
@@ -86,15 +134,33 @@ def test_the_published_classifier_is_as_good_as_its_record_says(tmp_path):
 
 def test_a_run_is_exported_without_its_data_set(tmp_path, tiny_cifar):
     write_cifar(tmp_path, "cifar100")
-    train.main(["--data", str(tmp_path), "--arch", "resnet8", "--epochs", "1", "--runs", str(tmp_path / "runs"), "--name", "a"])
+    train.main(
+        [
+            "--data",
+            str(tmp_path),
+            "--arch",
+            "resnet8",
+            "--epochs",
+            "1",
+            "--runs",
+            str(tmp_path / "runs"),
+            "--name",
+            "a",
+        ]
+    )
     run = tmp_path / "runs" / "cifar100" / "a"
     learn = load_run(run)
     image = learn.dls.data.images[0]
-    with learn.no_bar(): want = learn.predict(image)[2].max()
+    with learn.no_bar():
+        want = learn.predict(image)[2].max()
     shutil.rmtree(tmp_path / "cifar-100-python")
     export.main([str(run)])
     about = json.loads((run / "model.json").read_text())
-    assert about["classes"] == learn.dls.vocab and about["superclasses"] == learn.dls.data.superclasses and about["mean"] == pytest.approx(learn.dls.stats[0])
+    assert (
+        about["classes"] == learn.dls.vocab
+        and about["superclasses"] == learn.dls.data.superclasses
+        and about["mean"] == pytest.approx(learn.dls.stats[0])
+    )
     assert Predictor(run).predict(image, 1)[0][1] == pytest.approx(want.item(), abs=0.01)
 
 
@@ -109,50 +175,97 @@ def test_a_run_is_exported_where_its_gpu_and_its_folder_of_images_are_not(run_fo
 
 def test_an_archived_run_is_half_as_large_and_exports_to_the_same_classifier(run_folder, tmp_path):
     archive(run_folder, tmp_path)
-    assert [str(o.relative_to(tmp_path)) for o in sorted(tmp_path.iterdir())] == ["config.json", "history.csv", "metrics.json", "model.safetensors"]
-    assert (tmp_path / "model.safetensors").stat().st_size < 0.6 * (run_folder / "models" / "best.pth").stat().st_size
+    assert [str(o.relative_to(tmp_path)) for o in sorted(tmp_path.iterdir())] == [
+        "config.json",
+        "history.csv",
+        "metrics.json",
+        "model.safetensors",
+    ]
+    assert (tmp_path / "model.safetensors").stat().st_size < 0.6 * (
+        run_folder / "models" / "best.pth"
+    ).stat().st_size
     assert str(run_folder.parents[1]) not in (tmp_path / "config.json").read_text()
     export.main([str(tmp_path)])
     learn = load_run(run_folder)
     data, predictor = learn.dls.data, Predictor(tmp_path)
-    hits = [name == data.vocab[data.labels[i]] for i, ((name, _),) in zip(data.test, predictor.predict_batch(data.images[data.test], k=1))]
-    assert sum(hits) / len(hits) == pytest.approx(json.loads((tmp_path / "metrics.json").read_text())["test"]["top1"], abs=0.01)
+    hits = [
+        name == data.vocab[data.labels[i]]
+        for i, ((name, _),) in zip(data.test, predictor.predict_batch(data.images[data.test], k=1))
+    ]
+    assert sum(hits) / len(hits) == pytest.approx(
+        json.loads((tmp_path / "metrics.json").read_text())["test"]["top1"], abs=0.01
+    )
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(UserError, match="model.safetensors is damaged"): load_run(tmp_path)
+    with pytest.raises(UserError, match="model.safetensors is damaged"):
+        load_run(tmp_path)
 
 
 def test_nothing_but_the_named_files_is_left(exported):
     left = {o.name for o in exported[0].iterdir()}
-    assert left == {".lock", "config.json", "history.csv", "metrics.json", "models", "report.html", "training_log.txt", "learner.pkl", "model.json", "model.onnx", "model.safetensors"}
+    assert left == {
+        ".lock",
+        "config.json",
+        "history.csv",
+        "metrics.json",
+        "models",
+        "report.html",
+        "training_log.txt",
+        "learner.pkl",
+        "model.json",
+        "model.onnx",
+        "model.safetensors",
+    }
 
 
 def test_callbacks_that_log_and_save_are_no_hindrance_and_stay_with_the_learner(tmp_path):
     cfg = TrainConfig(dataset="digits", arch="resnet8", precision="bf16")
     learn = get_learner(get_dls(cfg), cfg, path=tmp_path)
     learn.add_cbs([CSVLogger(), SaveModelCallback()])
-    with learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(1, warmup=0.2)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(1, warmup=0.2)
     types = {type(o) for o in learn.cbs}
     write_learner(learn, tmp_path / "learner.pkl", {"classes": list(learn.dls.vocab)})
-    assert {type(o) for o in learn.cbs} == types > {CSVLogger, SaveModelCallback} and learn.path == tmp_path and len(learn.dls.train_ds) and learn.opt is not None
-    assert {type(o).__name__ for o in load_learner(tmp_path).cbs} <= {"TrainEvalCallback", "Recorder", "CastToTensor", "ProgressCallback"}
+    assert (
+        {type(o) for o in learn.cbs} == types > {CSVLogger, SaveModelCallback}
+        and learn.path == tmp_path
+        and len(learn.dls.train_ds)
+        and learn.opt is not None
+    )
+    assert {type(o).__name__ for o in load_learner(tmp_path).cbs} <= {
+        "TrainEvalCallback",
+        "Recorder",
+        "CastToTensor",
+        "ProgressCallback",
+    }
 
 
 class Brighter(Transform):
-    def encodes(self, x: TensorImage): return x * 1.1
+    def encodes(self, x: TensorImage):
+        return x * 1.1
 
 
-@pytest.mark.parametrize("change", [lambda dl: dl.after_batch.add(Brighter()), lambda dl: setattr(first(o for o in dl.after_batch.fs if isinstance(o, IntToFloatTensor)), "div", 100.0)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda dl: dl.after_batch.add(Brighter()),
+        lambda dl: setattr(
+            first(o for o in dl.after_batch.fs if isinstance(o, IntToFloatTensor)), "div", 100.0
+        ),
+    ],
+)
 def test_a_learner_that_sees_its_pictures_in_another_way_is_not_exported(run_folder, tmp_path, change):
     learn = load_run(run_folder)
     change(learn.dls.valid)
-    with pytest.raises(UserError, match="cannot be exported: its data has other transforms"): write_learner(learn, tmp_path / "learner.pkl", {})
+    with pytest.raises(UserError, match="cannot be exported: its data has other transforms"):
+        write_learner(learn, tmp_path / "learner.pkl", {})
     assert not list(tmp_path.iterdir())
 
 
 def test_an_export_that_gives_other_probabilities_is_not_kept(run_folder, tmp_path):
     learn = load_run(run_folder)
-    learn.model.register_forward_hook(lambda module, args, out: 2 * out)            # which no file can hold
-    with pytest.raises(UserError, match="learner.pkl gives other probabilities"): write_learner(learn, tmp_path / "learner.pkl", {})
+    learn.model.register_forward_hook(lambda module, args, out: 2 * out)  # which no file can hold
+    with pytest.raises(UserError, match="learner.pkl gives other probabilities"):
+        write_learner(learn, tmp_path / "learner.pkl", {})
     assert not list(tmp_path.iterdir())
 
 
@@ -160,9 +273,18 @@ def test_a_run_that_is_not_finished_or_damaged_is_one_line(run_folder, tmp_path,
     monkeypatch.chdir(tmp_path)
     assert "runs holds no finished run" in failure(capsys, export.main)
     assert "'nowhere' is no run folder" in failure(capsys, export.main, "nowhere")
-    run = Path(shutil.copytree(run_folder, tmp_path / "runs" / "digits" / "copy", ignore=shutil.ignore_patterns("learner.pkl", "model.*")))
+    run = Path(
+        shutil.copytree(
+            run_folder,
+            tmp_path / "runs" / "digits" / "copy",
+            ignore=shutil.ignore_patterns("learner.pkl", "model.*"),
+        )
+    )
     (run / "metrics.json").rename(run / "metrics")
-    assert f"is not finished, it has no metrics.json: go on with it by python train.py --resume {run}" in failure(capsys, export.main, run)
+    assert (
+        f"is not finished, it has no metrics.json: go on with it by python train.py --resume {run}"
+        in failure(capsys, export.main, run)
+    )
     (run / "metrics.json").write_text("{")
     assert "metrics.json is damaged" in failure(capsys, export.main)
     (run / "config.json").write_text("{")
@@ -172,38 +294,56 @@ def test_a_run_that_is_not_finished_or_damaged_is_one_line(run_folder, tmp_path,
 
 
 def test_the_newest_finished_run_is_the_default(run_folder, tmp_path, monkeypatch, capsys):
-    for name in ("old", "new"): shutil.copytree(run_folder, tmp_path / "runs" / "digits" / name, ignore=shutil.ignore_patterns("learner.pkl", "model.*"))
+    for name in ("old", "new"):
+        shutil.copytree(
+            run_folder,
+            tmp_path / "runs" / "digits" / name,
+            ignore=shutil.ignore_patterns("learner.pkl", "model.*"),
+        )
     os.utime(tmp_path / "runs" / "digits" / "old" / "history.csv", (1, 1))
-    os.utime(tmp_path / "runs" / "digits" / "new" / "metrics.json", (1, 1))         # the old one got a new report
+    os.utime(tmp_path / "runs" / "digits" / "new" / "metrics.json", (1, 1))  # the old one got a new report
     monkeypatch.chdir(tmp_path)
     export.main([])
-    assert (tmp_path / "runs" / "digits" / "new" / "learner.pkl").exists() and not (tmp_path / "runs" / "digits" / "old" / "learner.pkl").exists()
+    assert (tmp_path / "runs" / "digits" / "new" / "learner.pkl").exists() and not (
+        tmp_path / "runs" / "digits" / "old" / "learner.pkl"
+    ).exists()
     out = capsys.readouterr().out
-    assert "a fresh process loaded it, and gave the same probabilities on 64 images" in out and "app.py --model runs/digits/new/learner.pkl" in out
+    assert (
+        "a fresh process loaded it, and gave the same probabilities on 64 images" in out
+        and "app.py --model runs/digits/new/learner.pkl" in out
+    )
 
 
 # ---- other formats ----
+
 
 def test_onnx_takes_images_and_gives_probabilities(exported):
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(exported[0] / "model.onnx")
     x = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
-    for n in (1, 7): np.testing.assert_allclose(session.run(None, {"images": x[:n]})[0], Predictor(exported[0]).probs(x[:n]), atol=1e-5)
+    for n in (1, 7):
+        np.testing.assert_allclose(
+            session.run(None, {"images": x[:n]})[0], Predictor(exported[0]).probs(x[:n]), atol=1e-5
+        )
 
 
 def test_weights_are_those_of_the_run(exported):
-    assert tensors_equal(load_file(exported[0] / "model.safetensors"), load_run(exported[0]).model.state_dict())
+    assert tensors_equal(
+        load_file(exported[0] / "model.safetensors"), load_run(exported[0]).model.state_dict()
+    )
 
 
 def test_a_missing_package_is_named(run_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     copy = shutil.copytree(run_folder, tmp_path / "copy")
-    for o in ("learner.pkl", "model.json"): (copy / o).unlink(missing_ok=True)
+    for o in ("learner.pkl", "model.json"):
+        (copy / o).unlink(missing_ok=True)
     assert "pip install onnx onnxscript onnxruntime" in failure(capsys, export.main, copy, "--onnx")
     assert not (copy / "learner.pkl").exists(), "it fails before the export"
 
 
 # ---- python -m sifar.predict ----
+
 
 @pytest.fixture(scope="module")
 def digits(exported, tmp_path_factory):
@@ -211,7 +351,9 @@ def digits(exported, tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     data = load_run(exported[0]).dls.data
     from PIL import Image
-    for i, o in enumerate(data.images[data.test[:70]]): Image.fromarray(o).save(folder / f"{i:02}.png")
+
+    for i, o in enumerate(data.images[data.test[:70]]):
+        Image.fromarray(o).save(folder / f"{i:02}.png")
     (folder / "broken.png").write_bytes(b"nothing")
     (folder / ".hidden").mkdir()
     (folder / ".hidden" / "a.png").write_bytes(b"nothing")
@@ -221,13 +363,20 @@ def digits(exported, tmp_path_factory):
 def test_predict_writes_a_table_of_a_folder(exported, digits, tmp_path, capsys):
     folder, x = digits
     predict([str(exported[0]), str(folder), "--top-k", "2", "--csv", str(tmp_path / "out.csv")])
-    with open(tmp_path / "out.csv") as f: rows = list(csv.DictReader(f))
+    with open(tmp_path / "out.csv") as f:
+        rows = list(csv.DictReader(f))
     probs = Predictor(exported[0]).probs(x)
-    assert [o["file"] for o in rows] == [str(folder / f"{i:02}.png") for i in range(70)] and list(rows[0]) == ["file", "label_1", "probability_1", "label_2", "probability_2"]
+    assert [o["file"] for o in rows] == [str(folder / f"{i:02}.png") for i in range(70)] and list(
+        rows[0]
+    ) == ["file", "label_1", "probability_1", "label_2", "probability_2"]
     assert [o["label_1"] for o in rows] == [str(o) for o in probs.argmax(1).tolist()]
     np.testing.assert_allclose([float(o["probability_1"]) for o in rows], probs.max(1).values, atol=2e-6)
     out = capsys.readouterr().out
-    assert f"Skipped: {folder / 'broken.png'} is not an image" in out and "70 of 71 images classified" in out and ".hidden" not in out
+    assert (
+        f"Skipped: {folder / 'broken.png'} is not an image" in out
+        and "70 of 71 images classified" in out
+        and ".hidden" not in out
+    )
 
 
 def test_a_table_goes_to_a_device_that_stays_one(exported, digits, tmp_path):
@@ -238,39 +387,80 @@ def test_a_table_goes_to_a_device_that_stays_one(exported, digits, tmp_path):
 
 
 def test_predict_prints_a_line_an_image(exported, digits, capsys):
-    predict([str(exported[0] / "learner.pkl"), str(digits[0] / "00.png"), str(digits[0] / "01.png"), "--top-k", "1"])
+    predict(
+        [
+            str(exported[0] / "learner.pkl"),
+            str(digits[0] / "00.png"),
+            str(digits[0] / "01.png"),
+            "--top-k",
+            "1",
+        ]
+    )
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2 and re.search(r"00\.png  \d \d+\.\d %$", out[0])
 
 
 def test_what_predict_cannot_do_is_one_line(exported, digits, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    for args, text in ((("nowhere", "a.png"), "is missing: make it with python export.py"), ((exported[0], "a.png"), "a.png is missing"),
-                       ((exported[0], tmp_path / "empty"), "holds no files"), ((exported[0], digits[0] / "broken.png"), "None of the 1 files"),
-                       ((exported[0],), "No images are named"), ((exported[0], digits[0], "--csv", tmp_path / "empty"), "empty is a folder: name a file"), ((exported[0], digits[0], "--top-k", "0"), "--top-k 0 is out of range")):
+    for args, text in (
+        (("nowhere", "a.png"), "is missing: make it with python export.py"),
+        ((exported[0], "a.png"), "a.png is missing"),
+        ((exported[0], tmp_path / "empty"), "holds no files"),
+        ((exported[0], digits[0] / "broken.png"), "None of the 1 files"),
+        ((exported[0],), "No images are named"),
+        ((exported[0], digits[0], "--csv", tmp_path / "empty"), "empty is a folder: name a file"),
+        ((exported[0], digits[0], "--top-k", "0"), "--top-k 0 is out of range"),
+    ):
         assert text in failure(capsys, predict, *args)
 
 
 # ---- a Space ----
 
+
 def test_a_space_is_complete(exported):
     run, space = exported
-    assert {o.name for o in space.iterdir()} == {"app.py", "sifar", "examples", "learner.pkl", "model.json", "requirements.txt", "README.md", ".gitattributes", "LICENSE"}
+    assert {o.name for o in space.iterdir()} == {
+        "app.py",
+        "sifar",
+        "examples",
+        "learner.pkl",
+        "model.json",
+        "requirements.txt",
+        "README.md",
+        ".gitattributes",
+        "LICENSE",
+    }
     assert (space / "learner.pkl").read_bytes() == (run / "learner.pkl").read_bytes()
     lines = (space / "requirements.txt").read_text().split()
-    assert all(re.fullmatch(r"[a-z]+==[\d.]+", o) for o in lines) and not any(o.startswith(("albumentations", "tyro", "timm")) for o in lines)
+    assert all(re.fullmatch(r"[a-z]+==[\d.]+", o) for o in lines) and not any(
+        o.startswith(("albumentations", "tyro", "timm")) for o in lines
+    )
     head, card = (space / "README.md").read_text().split("---\n")[1:3]
     front = yaml.safe_load(head)
-    assert front["sdk"] == "gradio" and f"gradio=={front['sdk_version']}" in lines and front["app_file"] == "app.py" and front["license"] == "apache-2.0"
+    assert (
+        front["sdk"] == "gradio"
+        and f"gradio=={front['sdk_version']}" in lines
+        and front["app_file"] == "app.py"
+        and front["license"] == "apache-2.0"
+    )
     metrics = json.loads((run / "metrics.json").read_text())
-    assert f"{100 * metrics['test']['top1']:.2f} %" in card and json.loads((run / "model.json").read_text())["commands"][0] in card
-    assert "*.pkl filter=lfs" in (space / ".gitattributes").read_text() and len(list((space / "examples").glob("*.png"))) > 8
+    assert (
+        f"{100 * metrics['test']['top1']:.2f} %" in card
+        and json.loads((run / "model.json").read_text())["commands"][0] in card
+    )
+    assert (
+        "*.pkl filter=lfs" in (space / ".gitattributes").read_text()
+        and len(list((space / "examples").glob("*.png"))) > 8
+    )
 
 
 def test_a_space_that_was_broken_off_can_be_written_again(exported, tmp_path, monkeypatch):
-    def broken_off(about): raise OSError("the disk is full")
+    def broken_off(about):
+        raise OSError("the disk is full")
+
     monkeypatch.setattr("sifar.share.space.requirements", broken_off)
-    with pytest.raises(OSError): write_space(exported[0], tmp_path / "space")
+    with pytest.raises(OSError):
+        write_space(exported[0], tmp_path / "space")
     monkeypatch.undo()
     write_space(exported[0], tmp_path / "space")
     assert {o.name for o in (tmp_path / "space").iterdir()} == {o.name for o in exported[1].iterdir()}
@@ -278,33 +468,52 @@ def test_a_space_that_was_broken_off_can_be_written_again(exported, tmp_path, mo
 
 def test_a_space_predicts_by_itself_without_what_only_training_needs(exported, tmp_path):
     space = shutil.copytree(exported[1], tmp_path / "space", ignore=shutil.ignore_patterns("__pycache__"))
-    code = "\n".join(("import sys", "for o in ('albumentations', 'timm', 'tyro', 'onnxruntime'): sys.modules[o] = None",
-                      "import app", "page = app.build(app.find_model(None))", "assert sorted(page.config)"))
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=space, capture_output=True, text=True)
+    code = "\n".join(
+        (
+            "import sys",
+            "for o in ('albumentations', 'timm', 'tyro', 'onnxruntime'): sys.modules[o] = None",
+            "import app",
+            "page = app.build(app.find_model(None))",
+            "assert sorted(page.config)",
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=space, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_folder_with_something_else_is_not_overwritten(exported, tmp_path, capsys):
     (tmp_path / "thesis.doc").write_text("years of work")
-    assert "holds something else than a Space" in failure(capsys, export.main, exported[0], "--space", tmp_path)
+    assert "holds something else than a Space" in failure(
+        capsys, export.main, exported[0], "--space", tmp_path
+    )
     assert [o.name for o in tmp_path.iterdir()] == ["thesis.doc"]
 
 
 def test_the_folder_of_a_run_or_of_something_else_is_no_space(exported, tmp_path):
     for path in (exported[0], tmp_path):
         (tmp_path / "learner.pkl").write_bytes(b"mine")
-        with pytest.raises(UserError, match="something else than a Space"): write_space(exported[0], path)
+        with pytest.raises(UserError, match="something else than a Space"):
+            write_space(exported[0], path)
 
 
 def test_a_space_of_any_name_has_a_readable_head_and_tells_no_folders(run_folder, tmp_path):
-    run = shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("learner.pkl", "model.*"))
+    run = shutil.copytree(
+        run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("learner.pkl", "model.*")
+    )
     about = json.loads((run / "config.json").read_text())
     about["commands"] = ["python train.py --runs=/home/me/runs --data /home/me/data --epochs 3"]
     (run / "config.json").write_text(json.dumps(about))
     export.export(export.ExportConfig(run))
     model = json.loads((run / "model.json").read_text())
     assert model["commands"] == ["python train.py --runs=runs --data data --epochs 3"]
-    for name in ("a: b #c\n- d", "🍎 fruit", "a\x85b\x7f\u2028c", "{{ 7 * 7 }}"):            # an earlier Space may be written again
+    for name in (
+        "a: b #c\n- d",
+        "🍎 fruit",
+        "a\x85b\x7f\u2028c",
+        "{{ 7 * 7 }}",
+    ):  # an earlier Space may be written again
         (run / "model.json").write_text(json.dumps({**model, "dataset": name}))
         write_space(run, tmp_path / "space")
         head = (tmp_path / "space" / "README.md").read_text().split("---\n")[1]
@@ -314,37 +523,60 @@ def test_a_space_of_any_name_has_a_readable_head_and_tells_no_folders(run_folder
 
 def test_names_are_text_on_the_card_and_not_markup(exported):
     model = json.loads((exported[0] / "model.json").read_text())
-    card = model_card({**model, "dataset": "*a*\n# b", "classes": ["<b>", "[x](y)", "_x_", "aquarium_fish", "{{ 7 * 7 }}"], "commands": ["python *.py <x>"]}).decode()
+    card = model_card(
+        {
+            **model,
+            "dataset": "*a*\n# b",
+            "classes": ["<b>", "[x](y)", "_x_", "aquarium_fish", "{{ 7 * 7 }}"],
+            "commands": ["python *.py <x>"],
+        }
+    ).decode()
     assert r"on \*a\* \# b" in card and "    python *.py <x>" in card
     assert r"Classes: \<b\>, \[x\](y), \_x\_, aquarium_fish, {{ 7 \* 7 }}." in card
 
 
 def test_damaged_facts_are_one_line(run_folder, tmp_path, capsys):
-    run = shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("learner.pkl", "model.*"))
+    run = shutil.copytree(
+        run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("learner.pkl", "model.*")
+    )
     for name in ("config.json", "metrics.json"):
         good = (run / name).read_text()
-        (run / name).write_text(json.dumps({k: v for k, v in json.loads(good).items() if k not in ("commands", "parameters")}))
+        (run / name).write_text(
+            json.dumps({k: v for k, v in json.loads(good).items() if k not in ("commands", "parameters")})
+        )
         assert "is damaged" in failure(capsys, export.main, run)
         (run / name).write_text(good)
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_export_that_is_stopped_leaves_the_earlier_one(run_folder, tmp_path, signum, code):
-    run = shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("learner.pkl", "model.*"))
+    run = shutil.copytree(
+        run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("learner.pkl", "model.*")
+    )
     export.export(export.ExportConfig(run))
     before = (run / "learner.pkl").read_bytes()
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "export.py", run], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "export.py", run],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for _ in range(600):
-        if list(run.glob(".export-*/images.npy")): break
+        if list(run.glob(".export-*/images.npy")):
+            break
         time.sleep(0.1)
     process.send_signal(signum)
     _, err = process.communicate()
     assert process.returncode == code and "Traceback" not in err
-    assert (run / "learner.pkl").read_bytes() == before and load_learner(run) and not list(run.glob(".export-*"))
+    assert (
+        (run / "learner.pkl").read_bytes() == before and load_learner(run) and not list(run.glob(".export-*"))
+    )
 
 
 class Hub(BaseHTTPRequestHandler):
-    "The calls of Hugging Face's API that an upload needs; what came is in `server.calls` and `server.stored`."
+    "The calls of Hugging Face's API that an upload needs; what came is in `server.calls`, `server.stored`."
+
     protocol_version = "HTTP/1.1"
 
     def answer(self):
@@ -353,32 +585,60 @@ class Hub(BaseHTTPRequestHandler):
         here = f"http://127.0.0.1:{self.server.server_port}"
         status, reply = 200, {}
         if self.path == "/api/repos/create":
-            status, reply = self.server.status, {"url": f"{here}/spaces/someone/demo"} if self.server.status == 200 else {"error": "no"}
-        elif self.path == "/api/spaces/someone/demo": status, reply = 404, {"error": "not found"}
+            status, reply = (
+                self.server.status,
+                {"url": f"{here}/spaces/someone/demo"} if self.server.status == 200 else {"error": "no"},
+            )
+        elif self.path == "/api/spaces/someone/demo":
+            status, reply = 404, {"error": "not found"}
         elif "preupload" in self.path:
-            reply = {"files": [{"path": o["path"], "uploadMode": "lfs" if o["path"].endswith((".pkl", ".png")) else "regular", "shouldIgnore": False} for o in json.loads(body)["files"]]}
+            reply = {
+                "files": [
+                    {
+                        "path": o["path"],
+                        "uploadMode": "lfs" if o["path"].endswith((".pkl", ".png")) else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for o in json.loads(body)["files"]
+                ]
+            }
         elif self.path.endswith("objects/batch"):
-            reply = {"transfer": "basic", "objects": [{**o, "actions": {"upload": {"href": f"{here}/lfs/{o['oid']}"}}} for o in json.loads(body)["objects"]]}
-        elif self.path.startswith("/lfs/"): self.server.stored[self.path] = body
+            reply = {
+                "transfer": "basic",
+                "objects": [
+                    {**o, "actions": {"upload": {"href": f"{here}/lfs/{o['oid']}"}}}
+                    for o in json.loads(body)["objects"]
+                ],
+            }
+        elif self.path.startswith("/lfs/"):
+            self.server.stored[self.path] = body
         elif "/commit/" in self.path:
             self.server.stored["commit"] = [json.loads(o) for o in body.splitlines()]
-            reply = {"commitUrl": f"{here}/spaces/someone/demo/commit/{40 * '0'}", "commitOid": 40 * "0", "success": True}
+            reply = {
+                "commitUrl": f"{here}/spaces/someone/demo/commit/{40 * '0'}",
+                "commitOid": 40 * "0",
+                "success": True,
+            }
         content = json.dumps(reply).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
     do_GET = do_POST = do_PUT = answer
 
     def read(self):
-        if self.headers.get("transfer-encoding") != "chunked": return self.rfile.read(int(self.headers.get("content-length") or 0))
+        if self.headers.get("transfer-encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("content-length") or 0))
         body = b""
-        while n := int(self.rfile.readline(), 16): body, _ = body + self.rfile.read(n), self.rfile.readline()
+        while n := int(self.rfile.readline(), 16):
+            body, _ = body + self.rfile.read(n), self.rfile.readline()
         self.rfile.readline()
         return body
 
-    def log_message(self, *args): pass
+    def log_message(self, *args):
+        pass
 
 
 @pytest.fixture
@@ -392,35 +652,78 @@ def hub():
 
 
 def push(run, port, token="hf_secret", name="someone/demo"):
-    env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(run / "nowhere"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": token}
-    code = f"from sifar.cli import one_line_errors\nfrom sifar.share.space import push_space\nfrom sifar.log import log_to_screen\nlog_to_screen()\nwith one_line_errors(): push_space({str(run)!r}, {name!r})"
-    return subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=env, cwd=ROOT, capture_output=True, text=True)
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(run / "nowhere"),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_TOKEN": token,
+    }
+    code = (
+        "from sifar.cli import one_line_errors\nfrom sifar.share.space import push_space\n"
+        "from sifar.log import log_to_screen\nlog_to_screen()\n"
+        f"with one_line_errors(): push_space({str(run)!r}, {name!r})"
+    )
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env=env, cwd=ROOT, capture_output=True, text=True
+    )
 
 
 def test_push_uploads_the_space(exported, hub):
     done = push(exported[0], hub.server_port)
-    assert done.returncode == 0 and "/spaces/someone/demo is on line" in done.stdout.replace("\n", " "), done.stderr
+    assert done.returncode == 0 and "/spaces/someone/demo is on line" in done.stdout.replace("\n", " "), (
+        done.stderr
+    )
     assert (exported[0] / "learner.pkl").read_bytes() in hub.stored.values()
     names = {o["value"]["path"] for o in hub.stored["commit"] if o["key"] in ("file", "lfsFile")}
-    assert {"app.py", "learner.pkl", "model.json", "README.md", "requirements.txt", ".gitattributes", "sifar/share/predictor.py", "sifar/training/recipe.py", "sifar/runs/report.html.j2", "sifar/share/card.md.j2", "examples/apple.png"} <= names
-    assert {o for path, o in hub.calls if path.startswith("/api/spaces")} == {"Bearer hf_secret"} and "hf_secret" not in done.stdout + done.stderr
+    assert {
+        "app.py",
+        "learner.pkl",
+        "model.json",
+        "README.md",
+        "requirements.txt",
+        ".gitattributes",
+        "sifar/share/predictor.py",
+        "sifar/training/recipe.py",
+        "sifar/runs/report.html.j2",
+        "sifar/share/card.md.j2",
+        "examples/apple.png",
+    } <= names
+    assert {o for path, o in hub.calls if path.startswith("/api/spaces")} == {
+        "Bearer hf_secret"
+    } and "hf_secret" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("status", [401, 403, 500])
 def test_a_refused_push_is_one_line_without_the_token(exported, hub, status):
     hub.status = status
     done = push(exported[0], hub.server_port)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and str(status) in done.stderr and "hf_secret" not in done.stdout + done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.count("\n") == 1
+        and str(status) in done.stderr
+        and "hf_secret" not in done.stdout + done.stderr
+    )
 
 
 def test_a_push_without_a_network_a_token_or_a_name_is_one_line(exported):
-    for kwargs, text in (({}, "Connection refused"), ({"token": ""}, "run hf auth login, or set HF_TOKEN"), ({"name": "demo"}, "it should be USER/NAME"), ({"name": "a/b c"}, "a/b c")):
+    for kwargs, text in (
+        ({}, "Connection refused"),
+        ({"token": ""}, "run hf auth login, or set HF_TOKEN"),
+        ({"name": "demo"}, "it should be USER/NAME"),
+        ({"name": "a/b c"}, "a/b c"),
+    ):
         done = push(exported[0], 9, **kwargs)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and text in done.stderr, done.stderr
 
 
 def test_commands_keep_no_folder_of_a_machine():
     from sifar.cli import without_folders
-    command = r"python /home/alice/train.py --runs ../../home/alice/r --data=../alice/x file:///home/alice/f 'C:\Users\alice\c' --dataset pets/small --lr 0.1"
+
+    command = (
+        "python /home/alice/train.py --runs ../../home/alice/r --data=../alice/x file:///home/alice/f "
+        r"'C:\Users\alice\c' --dataset pets/small --lr 0.1"
+    )
     assert without_folders(command) == "python train.py --runs r --data=x f c --dataset pets/small --lr 0.1"
     assert without_folders("train.py --runs=/home/alice/lr=0.1 /home/alice=x/b") == "train.py --runs=lr=0.1 b"

@@ -17,51 +17,94 @@ from sifar.runs.load import load_run
 
 resource = pytest.importorskip("resource", reason="POSIX limits and signals")
 ROOT = Path(__file__).parents[1]
-ONE_EPOCH, TWO_EPOCHS = (rf"  +{i} +\d\.\d{{4}} " for i in (1, 2))         # rows of the log's table
-SHORT = "--dataset", "digits", "--arch", "resnet8", "--bs", "512", "--warmup", "0.2", "--epochs", "1"      # two batches
+ONE_EPOCH, TWO_EPOCHS = (rf"  +{i} +\d\.\d{{4}} " for i in (1, 2))  # rows of the log's table
+SHORT = (
+    "--dataset",
+    "digits",
+    "--arch",
+    "resnet8",
+    "--bs",
+    "512",
+    "--warmup",
+    "0.2",
+    "--epochs",
+    "1",
+)  # two batches
 
 
-def run(*args): train.main([str(o) for o in args])
+def run(*args):
+    train.main([str(o) for o in args])
 
 
-def command(*args): return [sys.executable, "-W", "ignore", "-u", ROOT / "train.py", *map(str, args)]
+def command(*args):
+    return [sys.executable, "-W", "ignore", "-u", ROOT / "train.py", *map(str, args)]
 
 
 def start(*args, until=ONE_EPOCH):
     "A run in a process of its own that has logged a line with `until`: at least its first epoch."
     process = subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
-        if re.search(until, line): return process
+        if re.search(until, line):
+            return process
     raise AssertionError(process.stderr.read())
 
 
-def weights(path): return torch.load(path / "models" / "last.pth", weights_only=True)
+def weights(path):
+    return torch.load(path / "models" / "last.pth", weights_only=True)
 
 
 def history(path):
     "The rows of history.csv, without what depends on the clock."
-    with open(path / "history.csv") as f: return [{k: v for k, v in o.items() if k not in ("seconds", "images_per_second")} for o in csv.DictReader(f)]
+    with open(path / "history.csv") as f:
+        return [
+            {k: v for k, v in o.items() if k not in ("seconds", "images_per_second")}
+            for o in csv.DictReader(f)
+        ]
 
 
 def assert_same_run(a, b):
     "Weights, optimizer and history of two run folders are the same, bit for bit."
     u, v = weights(a), weights(b)
-    assert u["model"].keys() == v["model"].keys() and all(torch.equal(u["model"][k], v["model"][k]) for k in u["model"])
-    momenta = [[x for o in s["opt"]["state"].values() for x in o.values() if isinstance(x, torch.Tensor)] for s in (u, v)]
+    assert u["model"].keys() == v["model"].keys() and all(
+        torch.equal(u["model"][k], v["model"][k]) for k in u["model"]
+    )
+    momenta = [
+        [x for o in s["opt"]["state"].values() for x in o.values() if isinstance(x, torch.Tensor)]
+        for s in (u, v)
+    ]
     assert len(momenta[0]) > 10 and all(torch.equal(x, y) for x, y in zip(*momenta))
     averages = [s.get("ema", {"model": {}})["model"] for s in (u, v)]
-    assert averages[0].keys() == averages[1].keys() and all(torch.equal(averages[0][k], averages[1][k]) for k in averages[0])
+    assert averages[0].keys() == averages[1].keys() and all(
+        torch.equal(averages[0][k], averages[1][k]) for k in averages[0]
+    )
     assert history(a) == history(b) and u["best"] == v["best"]
-    results = [{k: json.loads((o / "metrics.json").read_text())[k] for k in ("valid", "test")} for o in (a, b)]
+    results = [
+        {k: json.loads((o / "metrics.json").read_text())[k] for k in ("valid", "test")} for o in (a, b)
+    ]
     assert results[0] == results[1]
 
 
 def test_a_run_folder_holds_all_of_the_run(undisturbed):
-    assert [str(o.relative_to(undisturbed)) for o in files(undisturbed)] == [".lock", "config.json", "history.csv", "metrics.json", "models/best.pth", "models/last.pth", "report.html", "training_log.txt"]
+    assert [str(o.relative_to(undisturbed)) for o in files(undisturbed)] == [
+        ".lock",
+        "config.json",
+        "history.csv",
+        "metrics.json",
+        "models/best.pth",
+        "models/last.pth",
+        "report.html",
+        "training_log.txt",
+    ]
     about = json.loads((undisturbed / "config.json").read_text())
-    assert about["settings"]["epochs"] == 4 and torch.__version__.startswith(about["versions"]["torch"]) and about["device"] == "cpu"
+    assert (
+        about["settings"]["epochs"] == 4
+        and torch.__version__.startswith(about["versions"]["torch"])
+        and about["device"] == "cpu"
+    )
     rows = history(undisturbed)
-    assert [o["epoch"] for o in rows] == ["1", "2", "3", "4"] and float(rows[-1]["lr"]) < 0.001 < float(rows[1]["lr"]) < 0.1
+    assert [o["epoch"] for o in rows] == ["1", "2", "3", "4"] and float(rows[-1]["lr"]) < 0.001 < float(
+        rows[1]["lr"]
+    ) < 0.1
     log = (undisturbed / "training_log.txt").read_text().splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", o) for o in log)
     assert sum(bool(re.match(r".{21} +[1-4] +\d\.\d{4}", o)) for o in log) == 4
@@ -70,11 +113,26 @@ def test_a_run_folder_holds_all_of_the_run(undisturbed):
 def test_metrics_are_those_of_the_best_epoch_and_of_one_look_at_the_test_set(undisturbed):
     metrics, rows = json.loads((undisturbed / "metrics.json").read_text()), history(undisturbed)
     best = max(rows, key=lambda o: float(o["top1"]))
-    assert metrics["best_epoch"] == int(best["epoch"]) and metrics["valid"]["top1"] == pytest.approx(float(best["top1"]))
-    assert metrics["epochs"] == 4 and metrics["parameters"] == 78_042 and metrics["seconds"] > 0 and metrics["images_per_second"] > 0
-    assert set(metrics["test"]) == {"loss", "top1", "top5", "ece"} and metrics["images"] == {"train": 1295, "valid": 143, "test": 359}
+    assert metrics["best_epoch"] == int(best["epoch"]) and metrics["valid"]["top1"] == pytest.approx(
+        float(best["top1"])
+    )
+    assert (
+        metrics["epochs"] == 4
+        and metrics["parameters"] == 78_042
+        and metrics["seconds"] > 0
+        and metrics["images_per_second"] > 0
+    )
+    assert set(metrics["test"]) == {"loss", "top1", "top5", "ece"} and metrics["images"] == {
+        "train": 1295,
+        "valid": 143,
+        "test": 359,
+    }
     learn = load_run(undisturbed)
-    with learn.no_bar(): hits = [int(learn.predict(learn.dls.data.images[i])[1]) == learn.dls.data.labels[i] for i in learn.dls.data.test[:120]]
+    with learn.no_bar():
+        hits = [
+            int(learn.predict(learn.dls.data.images[i])[1]) == learn.dls.data.labels[i]
+            for i in learn.dls.data.test[:120]
+        ]
     assert abs(np.mean(hits) - metrics["test"]["top1"]) < 0.1
 
 
@@ -84,14 +142,21 @@ def test_the_same_seed_gives_the_same_run_with_and_without_workers(undisturbed, 
 
 
 def test_the_other_seeds_get_the_lr_that_was_found():
-    line = train.other_seeds(TrainConfig(lr=0.05, seeds=3, seed=5, name="s"), ["--lr", "auto", "--seeds", "3", "--seed", "5"], 6)
+    line = train.other_seeds(
+        TrainConfig(lr=0.05, seeds=3, seed=5, name="s"), ["--lr", "auto", "--seeds", "3", "--seed", "5"], 6
+    )
     assert line.endswith("--lr 0.05 --seed 6 --seeds 2 --name s")
 
 
 def test_seeds_whose_names_are_taken_are_refused_before_anything_is_trained(tmp_path, capsys):
     (tmp_path / "digits" / "s-6").mkdir(parents=True)
-    with pytest.raises(SystemExit) as e: run(*SMALL, "--runs", tmp_path, "--seeds", "2", "--seed", "5", "--name", "s")
-    assert e.value.code == 2 and "s-6 is there already" in capsys.readouterr().err and not (tmp_path / "digits" / "s-5").exists()
+    with pytest.raises(SystemExit) as e:
+        run(*SMALL, "--runs", tmp_path, "--seeds", "2", "--seed", "5", "--name", "s")
+    assert (
+        e.value.code == 2
+        and "s-6 is there already" in capsys.readouterr().err
+        and not (tmp_path / "digits" / "s-5").exists()
+    )
 
 
 def test_the_name_of_a_run_that_was_killed_at_once_is_free(tmp_path, capsys):
@@ -100,22 +165,34 @@ def test_the_name_of_a_run_that_was_killed_at_once_is_free(tmp_path, capsys):
     (left / ".lock").touch()
     again = *SHORT, "--sizes", "16", "--runs", tmp_path, "--name", "a"
     run(*again)
-    assert (left / "metrics.json").exists() and "Careful: the last epochs train on 16 pixels" in capsys.readouterr().out
-    (left / "models" / "last.pth").unlink()                 # it is large, and what was trained is still there
-    with pytest.raises(SystemExit) as e: run(*again)
-    assert e.value.code == 2 and "is there already" in capsys.readouterr().err and (left / "models" / "best.pth").exists()
+    assert (
+        left / "metrics.json"
+    ).exists() and "Careful: the last epochs train on 16 pixels" in capsys.readouterr().out
+    (left / "models" / "last.pth").unlink()  # it is large, and what was trained is still there
+    with pytest.raises(SystemExit) as e:
+        run(*again)
+    assert (
+        e.value.code == 2
+        and "is there already" in capsys.readouterr().err
+        and (left / "models" / "best.pth").exists()
+    )
 
 
 def test_muon_on_a_model_without_filters_is_one_line(tmp_path, capsys):
-    assert "this architecture has none: choose --opt sgd or adamw" in failure(capsys, *SHORT, "--arch", "timm:vit_tiny_patch16_224", "--opt", "muon", "--runs", tmp_path)
+    assert "this architecture has none: choose --opt sgd or adamw" in failure(
+        capsys, *SHORT, "--arch", "timm:vit_tiny_patch16_224", "--opt", "muon", "--runs", tmp_path
+    )
     assert not list(tmp_path.rglob("config.json"))
 
 
 def test_a_run_whose_folder_is_removed_ends_in_one_line(tmp_path):
     process = start(*SMALL[:-1], 200, "--runs", tmp_path, "--name", "a")
-    while (tmp_path / "digits").exists(): shutil.rmtree(tmp_path / "digits", ignore_errors=True)
+    while (tmp_path / "digits").exists():
+        shutil.rmtree(tmp_path / "digits", ignore_errors=True)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 2 and re.fullmatch(f"sifar: No such file or directory \\({tmp_path}/digits/a/.*\\): check that .*\n", err)
+    assert process.returncode == 2 and re.fullmatch(
+        f"sifar: No such file or directory \\({tmp_path}/digits/a/.*\\): check that .*\n", err
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -129,7 +206,12 @@ def test_without_a_validation_split_the_last_weights_count(tmp_path, capsys):
     run(*SHORT, "--runs", tmp_path, "--name", "all", "--valid-pct", "0")
     path = tmp_path / "digits" / "all"
     metrics = json.loads((path / "metrics.json").read_text())
-    assert metrics["valid"] is None and metrics["best_epoch"] is None and 0 < metrics["test"]["top1"] <= 1 and metrics["images"]["train"] == 1438
+    assert (
+        metrics["valid"] is None
+        and metrics["best_epoch"] is None
+        and 0 < metrics["test"]["top1"] <= 1
+        and metrics["images"]["train"] == 1438
+    )
     assert not (path / "models" / "best.pth").exists() and history(path)[0]["top1"] == ""
     learn = load_run(path)
     assert all(torch.equal(v, weights(path)["model"][k]) for k, v in learn.model.state_dict().items())
@@ -138,13 +220,30 @@ def test_without_a_validation_split_the_last_weights_count(tmp_path, capsys):
 def test_cifar100_end_to_end(tmp_path, tiny_cifar):
     write_cifar(tmp_path, "cifar100")
     run("--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs")
-    path, = (tmp_path / "runs" / "cifar100").iterdir()
-    assert re.fullmatch(r"\d{8}-\d{6}-resnet8", path.name) and json.loads((path / "metrics.json").read_text())["classes"] == 100
+    (path,) = (tmp_path / "runs" / "cifar100").iterdir()
+    assert (
+        re.fullmatch(r"\d{8}-\d{6}-resnet8", path.name)
+        and json.loads((path / "metrics.json").read_text())["classes"] == 100
+    )
 
 
 def test_a_folder_end_to_end(image_folder, tmp_path, capsys):
-    run("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 8, "--lr", 0.02,
-        "--runs", tmp_path / "runs", "--name", "a")
+    run(
+        "--dataset",
+        image_folder,
+        "--data",
+        tmp_path,
+        "--arch",
+        "resnet8",
+        "--epochs",
+        8,
+        "--lr",
+        0.02,
+        "--runs",
+        tmp_path / "runs",
+        "--name",
+        "a",
+    )
     metrics = json.loads((tmp_path / "runs" / "pets" / "a" / "metrics.json").read_text())
     assert metrics["test"]["top1"] > 0.9 and metrics["test"]["top5"] == 1
     assert f"export.py {tmp_path / 'runs' / 'pets' / 'a'}" in capsys.readouterr().out
@@ -160,7 +259,8 @@ def test_a_dry_run_keeps_nothing_and_a_cold_start_is_quiet(tmp_path):
 
 def failure(capsys, *args):
     "The line on stderr of a command that ends with exit code 2."
-    with pytest.raises(SystemExit) as e: run(*args)
+    with pytest.raises(SystemExit) as e:
+        run(*args)
     err = capsys.readouterr().err
     assert e.value.code == 2 and err.count("\n") == 1 and err.startswith("sifar: ") and "Traceback" not in err
     return err
@@ -174,30 +274,71 @@ def test_a_loss_that_explodes_is_one_line_and_leaves_a_good_checkpoint(tmp_path,
 
 
 def test_a_run_that_never_began_leaves_no_folder(tmp_path, capsys):
-    assert "cuda:77 is not on this machine" in failure(capsys, *SMALL, "--device", "cuda:77", "--runs", tmp_path)
-    assert "did you mean resnet18" in failure(capsys, *SMALL[:2], "--arch", "timm:resnet18x", "--runs", tmp_path)
+    assert "cuda:77 is not on this machine" in failure(
+        capsys, *SMALL, "--device", "cuda:77", "--runs", tmp_path
+    )
+    assert "did you mean resnet18" in failure(
+        capsys, *SMALL[:2], "--arch", "timm:resnet18x", "--runs", tmp_path
+    )
     assert not list((tmp_path / "digits").iterdir())
 
 
-def files(path): return sorted(o for o in path.rglob("*") if o.is_file())
+def files(path):
+    return sorted(o for o in path.rglob("*") if o.is_file())
 
 
 def test_a_folder_without_test_images_has_no_test_figures(image_folder, tmp_path, capsys):
     shutil.rmtree(image_folder / "test")
-    run("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs", "--name", "a")
+    run(
+        "--dataset",
+        image_folder,
+        "--data",
+        tmp_path,
+        "--arch",
+        "resnet8",
+        "--epochs",
+        1,
+        "--runs",
+        tmp_path / "runs",
+        "--name",
+        "a",
+    )
     assert json.loads((tmp_path / "runs" / "pets" / "a" / "metrics.json").read_text())["test"] is None
     assert "test   no images" in capsys.readouterr().out
 
 
 def test_a_disk_that_takes_no_more_is_one_line_and_the_files_before_stay_good(tmp_path):
-    done = subprocess.run(command(*SMALL, "--arch", "resnet10", "--bs", "512", "--runs", tmp_path, "--name", "a"), capture_output=True, text=True,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000_000, 30_000_000)))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "make room and run it again, a training with --resume" in done.stderr
+    done = subprocess.run(
+        command(*SMALL, "--arch", "resnet10", "--bs", "512", "--runs", tmp_path, "--name", "a"),
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000_000, 30_000_000)),
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.count("\n") == 1
+        and "make room and run it again, a training with --resume" in done.stderr
+    )
     path = tmp_path / "digits" / "a"
     assert weights(path)["epoch"] == 0 and not list(path.rglob("*.tmp"))
 
 
 def test_out_of_memory_names_the_batch_size_and_a_smaller_one(tmp_path):
-    done = subprocess.run(command("--dataset", "digits", "--arch", "resnet34", "--precision", "fp32", "--bs", "1200", "--runs", tmp_path),
-                          capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (3_000_000_000, 3_000_000_000)))
+    done = subprocess.run(
+        command(
+            "--dataset",
+            "digits",
+            "--arch",
+            "resnet34",
+            "--precision",
+            "fp32",
+            "--bs",
+            "1200",
+            "--runs",
+            tmp_path,
+        ),
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (3_000_000_000, 3_000_000_000)),
+    )
     assert done.returncode == 2 and done.stderr == "sifar: Out of memory with --bs 1200: try --bs 600.\n"

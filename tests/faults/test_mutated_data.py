@@ -1,4 +1,5 @@
-"""Mutated archives, batch files and image folders: each is refused with a line that names the file, or read as it was; nothing runs."""
+"""Mutated archives, batch files and folders: refused with a line that names the file, or read as they were."""
+
 import gzip
 import hashlib
 import io
@@ -24,30 +25,45 @@ pytestmark = pytest.mark.slow
 
 
 class Hostile:
-    def __reduce__(self): return os.mkdir, (os.environ["SIFAR_TEST_TRAP"],)
+    def __reduce__(self):
+        return os.mkdir, (os.environ["SIFAR_TEST_TRAP"],)
 
 
-def truncated(rng, content): return content[:rng.randrange(len(content))]
+def truncated(rng, content):
+    return content[: rng.randrange(len(content))]
 
 
 def flipped(rng, content):
-    "One bit changed, but for those of the pixels: no check that a batch file allows can tell what colour a pixel had."
+    "One bit changed, but for those of the pixels: nothing in a batch file tells what colour a pixel had."
     pixels = content.find(cifar_files("cifar100")["train"][b"data"].tobytes()[:64])
     while True:
         at = rng.randrange(len(content))
-        if not pixels <= at < pixels + 400 * 3072: return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1:]
+        if not pixels <= at < pixels + 400 * 3072:
+            return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
 
 
 def reshaped(rng, content):
     d = cifar_files("cifar100")["train"]
     n = rng.choice([0, 1, 399, 401, 800])
-    return py2_dumps({**d, b"data": rng.choice([np.zeros((n, 3072), np.uint8), np.zeros((400, n), np.uint8), np.zeros((400, 3072), rng.choice(["i1", "u2", "f4", "b1"])), np.zeros((n,), np.uint8)])})
+    return py2_dumps(
+        {
+            **d,
+            b"data": rng.choice(
+                [
+                    np.zeros((n, 3072), np.uint8),
+                    np.zeros((400, n), np.uint8),
+                    np.zeros((400, 3072), rng.choice(["i1", "u2", "f4", "b1"])),
+                    np.zeros((n,), np.uint8),
+                ]
+            ),
+        }
+    )
 
 
 def relabelled(rng, content):
     d, key = cifar_files("cifar100")["train"], rng.choice([b"fine_labels", b"coarse_labels"])
     labels = list(d[key])
-    labels[rng.randrange(400)] = rng.choice([-1, 100, 255, -2**31, 2**31 - 1, b"7", [7]])
+    labels[rng.randrange(400)] = rng.choice([-1, 100, 255, -(2**31), 2**31 - 1, b"7", [7]])
     return py2_dumps({**d, key: rng.choice([labels, labels[:-1], [*labels, 0], 7, b"labels", []])})
 
 
@@ -59,8 +75,11 @@ def lacking(rng, content):
 
 def hostile(rng, content):
     import pickle
+
     d = cifar_files("cifar100")["train"]
-    d[rng.choice([b"data", b"fine_labels", b"more", Hostile])] = rng.choice([Hostile(), [Hostile()], {b"x": Hostile()}])
+    d[rng.choice([b"data", b"fine_labels", b"more", Hostile])] = rng.choice(
+        [Hostile(), [Hostile()], {b"x": Hostile()}]
+    )
     d.pop(Hostile, None)
     return pickle.dumps({**d, b"more": Hostile()}, rng.randrange(6))
 
@@ -72,35 +91,60 @@ def test_mutated_batch_files(tmp_path, tiny_cifar, monkeypatch, campaign, mutate
     good, want = (folder / "train").read_bytes(), load(data=str(tmp_path))
     for _ in range(40):
         (folder / "train").write_bytes(mutate(rng, good))
-        try: data = load(data=str(tmp_path))
+        try:
+            data = load(data=str(tmp_path))
         except UserError as e:
             refused += 1
             assert str(folder / "train") in e.text and "\n" not in e.text
-        else: assert mutate is flipped and np.array_equal(data.images, want.images) and np.array_equal(data.labels, want.labels) and data.superclasses == want.superclasses
+        else:
+            assert (
+                mutate is flipped
+                and np.array_equal(data.images, want.images)
+                and np.array_equal(data.labels, want.labels)
+                and data.superclasses == want.superclasses
+            )
         assert not (tmp_path / "sprung").exists()
     assert refused > 30
-    campaign(f"batch files {mutate.__name__}", 40, 40, f"{refused} refused" + (f", {40 - refused} read as they were" if refused < 40 else ""))
+    campaign(
+        f"batch files {mutate.__name__}",
+        40,
+        40,
+        f"{refused} refused" + (f", {40 - refused} read as they were" if refused < 40 else ""),
+    )
 
 
-@pytest.mark.parametrize("mutate", [truncated, lambda rng, content: content[:(at := rng.randrange(len(content)))] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1:]], ids=["truncated", "flipped"])
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        truncated,
+        lambda rng, content: (
+            content[: (at := rng.randrange(len(content)))]
+            + bytes([content[at] ^ 1 << rng.randrange(8)])
+            + content[at + 1 :]
+        ),
+    ],
+    ids=["truncated", "flipped"],
+)
 def test_mutated_archives(mirrors, tmp_path, campaign, mutate):
     mirrors((b"", 404), (b"", 404))
     rng, good = random.Random(1), cifar_tar("cifar100")
     for _ in range(30):
         (tmp_path / "x.tar.gz").write_bytes(mutate(rng, good))
-        with pytest.raises(UserError, match="x.tar.gz is damaged or not the official archive"): load(data=str(tmp_path))
+        with pytest.raises(UserError, match="x.tar.gz is damaged or not the official archive"):
+            load(data=str(tmp_path))
         assert [o.name for o in tmp_path.glob("[!.]*")] == ["x.tar.gz"]
     campaign("archives truncated or with a bit flipped", 30, 30)
 
 
 def flipped_header(rng, content):
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar: at = rng.choice(tar.getmembers()).offset + rng.randrange(512)
-    return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1:]
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        at = rng.choice(tar.getmembers()).offset + rng.randrange(512)
+    return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
 
 
 @pytest.mark.parametrize("mutate", [truncated, flipped_header])
 def test_mutated_archives_whose_sum_fits(mirrors, tmp_path, monkeypatch, campaign, mutate):
-    "The tar file inside is mutated, and the checksum that is known is that of what came out: the unpacker has to find it."
+    "The tar file inside is mutated under a checksum that fits: the unpacker has to find it."
     mirrors((b"", 404), (b"", 404))
     rng, good, refused = random.Random(2), gzip.decompress(cifar_tar("cifar100")), 0
     (tmp_path / "good").mkdir()
@@ -111,23 +155,39 @@ def test_mutated_archives_whose_sum_fits(mirrors, tmp_path, monkeypatch, campaig
         data.mkdir()
         (data / "x.tar.gz").write_bytes(content)
         cifar = datasets.CIFARS["cifar100"]
-        monkeypatch.setitem(datasets.CIFARS, "cifar100", replace(cifar, archive=replace(cifar.archive, md5=hashlib.md5(content).hexdigest())))
-        try: got = load(data=str(data))
+        monkeypatch.setitem(
+            datasets.CIFARS,
+            "cifar100",
+            replace(cifar, archive=replace(cifar.archive, md5=hashlib.md5(content).hexdigest())),
+        )
+        try:
+            got = load(data=str(data))
         except UserError as e:
             refused += 1
             assert str(data) in e.text and "\n" not in e.text
-        else: assert np.array_equal(got.images, want.images) and np.array_equal(got.labels, want.labels)
+        else:
+            assert np.array_equal(got.images, want.images) and np.array_equal(got.labels, want.labels)
         assert not list(data.glob("*.tmp"))
     assert refused > 10
-    campaign("archives truncated or with a bit flipped, under a checksum that fits", 30, 30, f"{refused} refused")
+    campaign(
+        "archives truncated or with a bit flipped, under a checksum that fits", 30, 30, f"{refused} refused"
+    )
 
 
 def test_a_folder_with_files_of_every_kind(tmp_path, image_folder, campaign, caplog):
     cat = image_folder / "train" / "cat"
     write_images(cat, 100)
     good = (cat / "000.png").read_bytes()
-    bad = {"empty.png": b"", "text.png": b"hello", "truncated.jpg": good[:200], "huge.png": good[:16] + (60_000).to_bytes(4, "big") * 2 + good[24:], "page.html": b"<html>", "script.sh": f"#!/bin/sh\ntouch '{tmp_path}/sprung'\n".encode()}
-    for k, v in bad.items(): (cat / k).write_bytes(v)
+    bad = {
+        "empty.png": b"",
+        "text.png": b"hello",
+        "truncated.jpg": good[:200],
+        "huge.png": good[:16] + (60_000).to_bytes(4, "big") * 2 + good[24:],
+        "page.html": b"<html>",
+        "script.sh": f"#!/bin/sh\ntouch '{tmp_path}/sprung'\n".encode(),
+    }
+    for k, v in bad.items():
+        (cat / k).write_bytes(v)
     Image.open(cat / "000.png").save(cat / "really-a.jpg", "png")
     Image.open(cat / "000.png").save(cat / "猫 ünï\u202e code 🐈.png")
     (cat / "link.png").symlink_to(cat / "001.png")
@@ -135,11 +195,38 @@ def test_a_folder_with_files_of_every_kind(tmp_path, image_folder, campaign, cap
     (cat / "in a circle").symlink_to(cat)
     (cat / "locked.png").write_bytes(good)
     (cat / "locked.png").chmod(0)
-    like_a_user = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 and shutil.which("setpriv") else []
-    done = subprocess.run([*like_a_user, *map(str, command("--dataset", image_folder, "--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs"))], capture_output=True, text=True)
+    like_a_user = (
+        ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+        if os.geteuid() == 0 and shutil.which("setpriv")
+        else []
+    )
+    done = subprocess.run(
+        [
+            *like_a_user,
+            *map(
+                str,
+                command(
+                    "--dataset",
+                    image_folder,
+                    "--data",
+                    tmp_path,
+                    "--arch",
+                    "resnet8",
+                    "--epochs",
+                    1,
+                    "--runs",
+                    tmp_path / "runs",
+                ),
+            ),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    for o in [*bad, "locked.png"]: assert f"Skipped {cat / o}" in done.stdout, (o, done.stdout)
-    for o in ("really-a.jpg", "link.png", "猫"): assert f"Skipped {cat / o}" not in done.stdout
+    for o in [*bad, "locked.png"]:
+        assert f"Skipped {cat / o}" in done.stdout, (o, done.stdout)
+    for o in ("really-a.jpg", "link.png", "猫"):
+        assert f"Skipped {cat / o}" not in done.stdout
     assert "127 train" in done.stdout, done.stdout
     assert not list(Path(tmp_path).rglob("sprung"))
     campaign("odd files in a folder of images", len(bad) + 6, len(bad) + 6)

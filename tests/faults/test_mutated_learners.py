@@ -1,4 +1,5 @@
 """Hostile learner files, mutated and generated: each is refused in one line, or is a classifier."""
+
 import json
 import pickle
 import pickletools
@@ -21,13 +22,15 @@ pytestmark = pytest.mark.slow
 class Door:
     "Counts the files that load_learner is tried with, and that it refuses; the others must be classifiers."
 
-    def __init__(self, path): self.path, self.tried, self.refused, self.slowest = path, 0, 0, 0.0
+    def __init__(self, path):
+        self.path, self.tried, self.refused, self.slowest = path, 0, 0, 0.0
 
     def try_it(self):
         "The learner in the file, or None where it is refused."
         self.tried += 1
         start = time.process_time()
-        try: learn = load_learner(self.path)
+        try:
+            learn = load_learner(self.path)
         except UserError as e:
             self.refused += 1
             assert str(self.path) in e.text and e.text.isprintable() and len(e.text) < 500
@@ -58,10 +61,14 @@ def changed(content, rng):
         a, b = sorted(rng.randrange(len(content)) for _ in range(2))
         b = min(b, a + rng.choice((1, 4, 40)))
         kind = rng.randrange(5)
-        if kind < 2: content[a] = rng.randrange(256)
-        elif kind == 2: content[a] ^= 1 << rng.randrange(8)
-        elif kind == 3: content[a:b] = content[a:b] * 2
-        else: del content[a:b]
+        if kind < 2:
+            content[a] = rng.randrange(256)
+        elif kind == 2:
+            content[a] ^= 1 << rng.randrange(8)
+        elif kind == 3:
+            content[a:b] = content[a:b] * 2
+        else:
+            del content[a:b]
     return bytes(content)
 
 
@@ -108,8 +115,12 @@ def test_commands_in_any_disguise(good, door, tmp_path):  # noqa: F811
     "None is run; that the payloads would be, where an unpickler reads them, test_recipe.py shows."
     mark = tmp_path / "ran"
     wrappers = (
-        lambda o: b"(" + o + b"t", lambda o: b"](" + o + b"e", lambda o: o + b"q\x500h\x50",
-        lambda o: o + b"0N", lambda o: b"\x95" + len(o).to_bytes(8, "little") + o)
+        lambda o: b"(" + o + b"t",
+        lambda o: b"](" + o + b"e",
+        lambda o: o + b"q\x500h\x50",
+        lambda o: o + b"0N",
+        lambda o: b"\x95" + len(o).to_bytes(8, "little") + o,
+    )
     for _, pickled in hostile(text_of(good[0]), good[1], mark):
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             for wrap in wrappers:
@@ -124,15 +135,22 @@ def test_recipes_of_any_values(good, door):  # noqa: F811
     numbers = st.lists(st.floats(), min_size=3, max_size=3)
 
     fields = {
-        "classes": names | JSON, "superclasses": names | JSON, "arch": archs | JSON,
-        "size": st.integers(-9, 600) | JSON, "mean": numbers | JSON, "std": numbers | JSON,
-        "format": st.integers(-1, 3) | JSON, "more": JSON}
+        "classes": names | JSON,
+        "superclasses": names | JSON,
+        "arch": archs | JSON,
+        "size": st.integers(-9, 600) | JSON,
+        "mean": numbers | JSON,
+        "std": numbers | JSON,
+        "format": st.integers(-1, 3) | JSON,
+        "more": JSON,
+    }
 
     @settings(QUIETLY, max_examples=1000)
     @given(st.fixed_dictionaries({}, optional=fields))
     def check(changes):
         write(door.path, {**good[0], **changes}, good[1])
         door.try_it()
+
     check()
 
 
@@ -151,13 +169,15 @@ def test_weights_of_any_shapes(good, door):  # noqa: F811
     def check(changes, alone):
         write(door.path, good[0], header(changes if alone else {**tensors, **changes}, content[end:]))
         door.try_it()
+
     check()
 
 
 def test_zip_files_with_changed_lists(good, door):  # noqa: F811
     "The list of members at the end of the file, and the heads of members, with any bytes changed."
     rng, content = random.Random(4), write(door.path, *good).read_bytes()
-    with zipfile.ZipFile(door.path) as z: start, heads = z.start_dir, [o.header_offset for o in z.infolist()]
+    with zipfile.ZipFile(door.path) as z:
+        start, heads = z.start_dir, [o.header_offset for o in z.infolist()]
     for _ in range(1000):
         other = bytearray(content)
         for _ in range(rng.choice((1, 1, 2, 4))):
