@@ -315,7 +315,7 @@ def browser():
 
 @pytest.fixture
 def tab(browser, page, request):
-    "The page in a tab of the size (and colours) that the test asks for; in the end its console has no errors."
+    "The page in a tab as large as the test asks for; in the end its console has no errors."
     options = getattr(request, "param", {})
     context = (
         browser.new_context(viewport={"width": 1200, "height": 1100}, **options)

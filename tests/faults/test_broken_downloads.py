@@ -1,4 +1,4 @@
-"""Servers that break off, lie, loop and stall, killed extractions: it ends with the archive or one clear line."""
+"""Servers that break off, lie, loop and stall, killed extractions: the archive comes, or one clear line."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Disks that fill up or may not be written: good files stay good, one line says what to do, and it goes on."""
+"""Disks that fill up or may not be written: good files stay good, one line says what to do, it goes on."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Mutated archives, batch files and folders: refused with a line that names the file, or read as they were."""
+"""Mutated archives, batch files and folders: refused with a line that names the file, or read as before."""
 
 import gzip
 import hashlib
