@@ -1,5 +1,6 @@
 """What fastai lacks: precision on every device, runs that can be resumed, a log, checkpoints.
- Where `before_` changes something of the learner, the matching `after_` gives it back. A fit that
+
+Where `before_` changes something of the learner, the matching `after_` gives it back. A fit that
 is interrupted calls no `after_` any more, so `before_` first gives back what an earlier fit may
 have left."""
 import csv
@@ -37,7 +38,8 @@ DAMAGED = (
 
 class Precision(MixedPrecision):
     """The model's forward pass under autocast to `dtype`, on any device; float16 with loss scaling.
-     fastai's own is for CUDA alone: the rest of it, from the scaled loss to the step, serves any
+
+    fastai's own is for CUDA alone: the rest of it, from the scaled loss to the step, serves any
     device. On CPUs that multiply bfloat16, convolutions of small images become matrix products:
     up to twice the speed."""
 
@@ -90,7 +92,8 @@ class StartAt(Callback):
 
 class SeedEpochs(Callback):
     """Let order, augmentation and dropout of an epoch follow from `seed` and its number.
-     So an epoch of a resumed run is the same as in a run that was not interrupted, bit for bit."""
+
+    So an epoch of a resumed run is the same as in a run that was not interrupted, bit for bit."""
     order = -15
 
     def __init__(self, seed): self.seed = seed
@@ -226,7 +229,8 @@ class Mix(Callback):
 
 class EMA(Callback):
     """An exponential moving average of the weights, by timm's ModelEmaV3.
-     The average is what is validated, kept as best, and left at the end. The decay rises to
+
+    The average is what is validated, kept as best, and left at the end. The decay rises to
     `decay` with the number of steps, so that the average forgets the first weights."""
     # SaveBest saves the average, EMA gives the model back, SaveLast saves both
     order = SaveModelCallback.order + 5
@@ -379,7 +383,8 @@ def exact(value):
 
 class SaveBest(SaveModelCallback):
     """fastai's SaveModelCallback for models/best.pth, the weights that are best on valid.
-     It saves whole files only, goes on from the `best` of a resumed run, and loads the file at
+
+    It saves whole files only, goes on from the `best` of a resumed run, and loads the file at
     the end."""
 
     def __init__(self): super().__init__(monitor="accuracy", fname="best", reset_on_fit=False)

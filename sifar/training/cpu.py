@@ -1,5 +1,6 @@
 """Faster training on a CPU: memory is kept, and convolutions of small images are matrix products.
- Shapes: images are (n,c,h,w), filters (co,ci,k,k), and `pixels` are those of an output, ho * wo."""
+
+Shapes: images are (n,c,h,w), filters (co,ci,k,k), and `pixels` are those of an output, ho * wo."""
 import ctypes
 import sys
 
@@ -98,7 +99,8 @@ def output_pixels(x, k, stride, padding):
 
 class SmallConvs(TorchFunctionMode):
     """Within this context, convolutions to at most 6x6 pixels are done by SmallConv, in `dtype`.
-     A mode sees each call before autocast does, so the types are changed here."""
+
+    A mode sees each call before autocast does, so the types are changed here."""
 
     def __init__(self, dtype):
         super().__init__()

@@ -27,7 +27,8 @@ SUGGESTIONS = "valley", "steep", "slide", "minimum"
 
 def find_lr(cfg, dls):
     """What fastai's lr_find says of a new learner for `cfg`: {suggestion: lr}, then lrs and smoothed losses.
-     No other learner on `dls` is touched. Errors: UserError where the losses say nothing."""
+
+    No other learner on `dls` is touched. Errors: UserError where the losses say nothing."""
     functions = [getattr(SuggestionMethod, name.title()) for name in SUGGESTIONS]
     with tempfile.TemporaryDirectory() as path:     # lr_find keeps the weights in a file meanwhile
         learn = get_learner(dls, cfg, path=Path(path))
@@ -86,7 +87,8 @@ def auto_lr(cfg, dls, folder):
 
 def write_batches(cfg, dls, folder):
     """Sheets of what the model sees in the first epoch.
-     plots/batch.png has 32 images from all of the training images, plots/one_image.png the first
+
+    plots/batch.png has 32 images from all of the training images, plots/one_image.png the first
     of them 16 times."""
     n = len(dls.train.dataset)
     some = np.linspace(0, n - 1, min(n - n % 2, 32))        # an even number, as Mix takes pairs

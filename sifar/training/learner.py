@@ -37,7 +37,8 @@ def check_machine(cfg):
 
 def get_learner(dls, cfg, path="."):
     """A Learner on `dls` as `cfg` says: model, smoothed loss, optimizer, top-1 and top-5 accuracy.
-     Its callbacks are those that change the training. Errors: UserError where device or model
+
+    Its callbacks are those that change the training. Errors: UserError where device or model
     cannot be had."""
     device = pick_device(cfg.device)
     prepare(device)

@@ -191,7 +191,8 @@ def name_sizes(name, sizes):
 
 def shrink_stem(model):
     """Let a model look at small images at full size, in place.
-     A first convolution of 7x7 with stride 2 becomes one of 3x3 with stride 1, and the first
+
+    A first convolution of 7x7 with stride 2 becomes one of 3x3 with stride 1, and the first
     max-pool nothing."""
     path, stem = first_module(model, nn.Conv2d)
     if stem is None or (stem.kernel_size, stem.stride) != ((7, 7), (2, 2)): return

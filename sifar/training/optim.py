@@ -17,7 +17,8 @@ DEFAULTS = {                # peak learning rate, weight decay
 
 def orthogonalize(g, dtype=torch.float32):
     """A matrix (n,m) with the singular vectors of `g`, and singular values near 1; computed in `dtype`.
-     Three Newton-Schulz steps x -> (a + b x xT + c (x xT)^2) x, with a, b, c from
+
+    Three Newton-Schulz steps x -> (a + b x xT + c (x xT)^2) x, with a, b, c from
     https://kellerjordan.github.io/posts/muon/. Each step changes the singular values alone, by a
     s + b s^3 + c s^5. As it multiplies x by a polynomial of x xT from the left, all three are
     done on this square (n,n), which is small, and the large x is multiplied once, by their
@@ -78,7 +79,8 @@ class Muon(torch.optim.Optimizer):
 
     def nesterov(self, ps, grads, mom):
         """The updates of `ps` with Nesterov momentum.
-         A few kernels for all of them, as starting one takes a GPU's host longer than what it
+
+        A few kernels for all of them, as starting one takes a GPU's host longer than what it
         computes."""
         for p in ps:
             state = self.state[p]

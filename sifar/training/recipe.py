@@ -1,5 +1,6 @@
 """A learner file is a recipe (JSON) and weights (safetensors), which no unpickler has to read.
- A stranger may have written it, so all of it is checked here: the form of the file, then the
+
+A stranger may have written it, so all of it is checked here: the form of the file, then the
 recipe, then whether the weights are just those of the model that the recipe names. Only then is
 that model made."""
 import copy
@@ -253,7 +254,8 @@ def read_weights(weights, recipe):
 @contextmanager
 def limit_parameters(tensors, numbers):
     """Let no model be made, in this thread, with far more parameters than this: a UserError ends it early.
-     Even without memory the layers of a large model take seconds, so a small file must not ask
+
+    Even without memory the layers of a large model take seconds, so a small file must not ask
     for them."""
     thread = threading.get_ident()
     left = [tensors + 50, numbers + 1_000_000]  # room for models that make layers and replace them

@@ -41,7 +41,8 @@ def tensorboard_callback(folder):
 
 def wandb_callback(run, cfg):
     """fastai's WandbCallback for the run folder `run`.
-     W&B gets the settings from here: fastai asks the learner for them, and cannot read those of
+
+    W&B gets the settings from here: fastai asks the learner for them, and cannot read those of
     torch's optimizers."""
     with needed_by("--wandb"):
         import wandb
