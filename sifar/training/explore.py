@@ -1,5 +1,4 @@
-"""What one looks at before a training: learning rates, augmented images, and where the time goes.
-"""
+"""What one looks at before a training: learning rates, augmented images, and where the time goes."""
 import tempfile
 from pathlib import Path
 

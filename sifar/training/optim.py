@@ -1,5 +1,4 @@
-"""The optimizers: SGD with Nesterov momentum, AdamW, and Muon on the filters of convolutions.
-"""
+"""The optimizers: SGD with Nesterov momentum, AdamW, and Muon on the filters of convolutions."""
 from functools import partial
 
 import torch
