@@ -86,3 +86,9 @@ def test_a_model_has_to_take_all_sizes_of_a_training():
     assert get_model(name, 10)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     with pytest.raises(UserError, match="cannot take images of 16x16, 32x32 pixels"):
         get_model(name, 10, (32, 16))
+
+
+def test_sprintnet_says_which_images_are_too_small_for_it():
+    assert get_model("sprintnet", 5, (32, 16)).eval()(torch.zeros(2, 3, 16, 16)).shape == (2, 5)
+    with pytest.raises(UserError, match="16 pixels or more, not 12"):
+        get_model("sprintnet", 5, (32, 12))

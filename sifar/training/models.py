@@ -151,7 +151,12 @@ def get_model(arch, n_out, sizes=(32,), zero_init=True):
     Errors: UserError for an unknown architecture, or one that cannot take the sizes."""
     check_arch(arch)
     if arch.startswith("timm:"): return timm_model(arch.removeprefix("timm:"), n_out, sizes)
-    if arch == "sprintnet": return SprintNet(n_out)
+    if arch == "sprintnet":
+        # 16 -> whitened 15 -> halved three times: 7, 3, 1
+        if min(sizes) < 16:
+            least = "takes images of 16 pixels or more"
+            raise UserError(f"--arch sprintnet {least}, not {min(sizes)}: choose another --arch.")
+        return SprintNet(n_out)
     return ResNet(*WIDTHS[arch], n_out, zero_init)
 
 
