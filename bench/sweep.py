@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sifar.cli import parse_args
+from sifar.cli import one_line_errors, parse_args
 from sifar.log import log, log_to_screen, quiet_imports
 
 COLUMNS = "flags", "seed", "top1", "top5", "loss", "train_loss", "seconds", "images_per_second"
@@ -62,21 +62,27 @@ def main():
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no training after so long")
     parser.add_argument("flags", nargs="+", help="settings of a training, each as one quoted text")
     args = parser.parse_args()
+    with one_line_errors(): sweep(args)
+
+
+def sweep(args):
+    "Train by each of the settings that has no row yet; all of them are checked before the first."
+    done = {(row["flags"], int(row["seed"])) for row in read_rows(args.csv)}
+    todo = []
+    for flags, seed in itertools.product(args.flags, args.seeds):
+        options = "--preset", args.preset, "--valid-pct", "0.1", *shlex.split(flags), "--seed", str(seed)
+        if (flags, seed) not in done: todo.append((flags, parse_args(list(options))))
     quiet_imports()
     log_to_screen()
     from sifar.data.datasets import load_data
 
     start, data = time.monotonic(), {}
-    done = {(row["flags"], int(row["seed"])) for row in read_rows(args.csv)}
-    for flags, seed in itertools.product(args.flags, args.seeds):
-        if (flags, seed) in done: continue
+    for flags, cfg in todo:
         if time.monotonic() - start > 60 * args.minutes: return
-        options = "--preset", args.preset, "--valid-pct", "0.1", *shlex.split(flags), "--seed", str(seed)
-        cfg = parse_args(list(options))
-        log.info("%s, seed %d", flags or "as the preset says", seed)
+        log.info("%s, seed %d", flags or "as the preset says", cfg.seed)
         split = cfg.dataset, cfg.seed, cfg.valid_pct
         if split not in data: data[split] = load_data(cfg)
-        add_row(args.csv, {"flags": flags, "seed": seed, **fit(cfg, data[split])})
+        add_row(args.csv, {"flags": flags, "seed": cfg.seed, **fit(cfg, data[split])})
 
 
 if __name__ == "__main__": main()
