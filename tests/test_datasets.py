@@ -1,9 +1,11 @@
 import io
 import os
 import pickle
+import random
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -352,3 +354,18 @@ def test_a_picture_is_upright_cropped_and_on_white():
     img.paste("white", (0, 0, 32, 16))
     img.getexif().update(exif)
     assert (np.asarray(fit_image(img, 32))[:, 20:] == 255).all()
+
+
+def test_a_damaged_dtype_does_not_end_the_process(tmp_path, tiny_cifar):
+    "NumPy 2.4 crashed on some of these files: the state of a dtype went into its C code unseen."
+    good = py2_dumps(cifar_files("cifar100")["train"])
+    at = good.index(b"cnumpy\ndtype\n")
+    folder = write_cifar(tmp_path, "cifar100")
+    rng = random.Random(0)
+    for _ in range(150):
+        content = bytearray(good)
+        for _ in range(2):
+            content[at + rng.randrange(80)] = rng.choice((0, 255, rng.randrange(256), *b"NJK(}].0tb"))
+        (folder / "train").write_bytes(content)
+        with suppress(UserError):
+            load(data=str(tmp_path))
