@@ -51,9 +51,9 @@ def check_readable(path, listed, good):
     "The class names, sorted. Errors: UserError for a split or class without a `good` image."
     for split in {split for split, *_ in listed} - {split for split, *_ in good}:
         raise UserError(f"{path}: not one image of {split}/ can be read.")
-    vocab = sorted(trained_on(listed))
+    vocab, readable = sorted(trained_on(listed)), trained_on(good)
     for c in vocab:
-        if c not in trained_on(good): raise UserError(f"{path}: class {c!r} has no readable training image.")
+        if c not in readable: raise UserError(f"{path}: class {c!r} has no readable training image.")
     return vocab
 
 

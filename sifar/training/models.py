@@ -79,7 +79,8 @@ class ResNet(nn.Module):
 
 class Whitening(nn.Module):
     """The principal components of patches of 2x2 pixels, with equal variance, and their negatives.
-     (n,3,h,w) -> (n,24,h-1,w-1). The filters are computed from images once and stay as they are;
+
+    (n,3,h,w) -> (n,24,h-1,w-1). The filters are computed from images once and stay as they are;
     only a bias is trained. https://arxiv.org/abs/2404.00498"""
     filters: torch.Tensor
 
@@ -126,7 +127,8 @@ def centre(nf):
 
 class SprintNet(nn.Module):
     """A network for trainings of minutes: whitened pixels, three SprintBlocks, the largest of each feature.
-     (n,3,h,w) -> (n,n_out). Made after those that are trained on CIFAR-10 in seconds, wider for
+
+    (n,3,h,w) -> (n,n_out). Made after those that are trained on CIFAR-10 in seconds, wider for
     more classes. https://arxiv.org/abs/2404.00498"""
 
     def __init__(self, n_out, widths=(64, 256, 768)):
