@@ -303,6 +303,12 @@ def write_images(folder, n, color=(200, 30, 60), size=(40, 30), suffix="png"):
         Image.fromarray(x).save(folder / f"{i:03}.{suffix}")
 
 
+def on_pictures(folder, tmp_path):
+    "The flags of train.py for one epoch on a folder of pictures; the run is below `tmp_path`/runs."
+    small = "--arch", "resnet8", "--epochs", 1
+    return "--dataset", folder, "--data", tmp_path, *small, "--runs", tmp_path / "runs"
+
+
 @pytest.fixture
 def image_folder(tmp_path):
     "train/, valid/ and test/ with two classes each."

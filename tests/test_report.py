@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import write_cifar, write_images
+from conftest import on_pictures, write_cifar, write_images
 from PIL import Image
 
 import train
@@ -197,16 +197,7 @@ def test_class_names_are_text_and_not_markup(tmp_path):
         for name in ("<script>alert(1)</script>".replace("/", "_"), "a & b"):
             write_images(tmp_path / "odd" / split / name, 12)
     run(
-        "--dataset",
-        tmp_path / "odd",
-        "--data",
-        tmp_path,
-        "--arch",
-        "resnet8",
-        "--epochs",
-        1,
-        "--runs",
-        tmp_path / "runs",
+        *on_pictures(tmp_path / "odd", tmp_path),
         "--name",
         "a",
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, on_pictures
 from test_train import SHORT, TWO_EPOCHS, assert_same_run, failure, files, history, run, start
 
 import export
@@ -160,16 +160,7 @@ def test_a_damaged_best_checkpoint_is_named(finished, capsys):
 
 def test_a_run_goes_on_only_on_its_own_data(image_folder, tmp_path, capsys):
     run(
-        "--dataset",
-        image_folder,
-        "--data",
-        tmp_path,
-        "--arch",
-        "resnet8",
-        "--epochs",
-        1,
-        "--runs",
-        tmp_path / "runs",
+        *on_pictures(image_folder, tmp_path),
         "--name",
         "a",
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COLD, SMALL, write_cifar
+from conftest import COLD, SMALL, on_pictures, write_cifar
 
 import train
 from sifar import TrainConfig
@@ -290,16 +290,7 @@ def files(path):
 def test_a_folder_without_test_images_has_no_test_figures(image_folder, tmp_path, capsys):
     shutil.rmtree(image_folder / "test")
     run(
-        "--dataset",
-        image_folder,
-        "--data",
-        tmp_path,
-        "--arch",
-        "resnet8",
-        "--epochs",
-        1,
-        "--runs",
-        tmp_path / "runs",
+        *on_pictures(image_folder, tmp_path),
         "--name",
         "a",
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import cifar_files, cifar_tar, py2_dumps, write_cifar, write_images
+from conftest import cifar_files, cifar_tar, on_pictures, py2_dumps, write_cifar, write_images
 from PIL import Image
 from test_datasets import load
 from test_train import command
@@ -206,16 +206,7 @@ def test_a_folder_with_files_of_every_kind(tmp_path, image_folder, campaign, cap
             *map(
                 str,
                 command(
-                    "--dataset",
-                    image_folder,
-                    "--data",
-                    tmp_path,
-                    "--arch",
-                    "resnet8",
-                    "--epochs",
-                    1,
-                    "--runs",
-                    tmp_path / "runs",
+                    *on_pictures(image_folder, tmp_path),
                 ),
             ),
         ],
