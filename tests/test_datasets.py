@@ -14,7 +14,7 @@ from PIL import Image
 
 from sifar import TrainConfig, UserError
 from sifar.data.datasets import load_data
-from sifar.data.image import fit_image, read_image
+from sifar.data.image import read_image
 from sifar.data.splits import stratified_split
 
 
@@ -329,7 +329,7 @@ def test_any_mode_becomes_rgb(mode):
         if mode != "I"
         else img.convert("I")
     )
-    x = np.asarray(fit_image(img, 32))
+    x = np.asarray(read_image(img, 32))
     assert x.shape == (32, 32, 3) and x.dtype == np.uint8
     if mode in ("L", "RGB", "RGBA", "I", "F", "I;16", "LA", "P"):
         assert abs(int(x[16, 16, 0]) - 200) <= 4
@@ -346,14 +346,15 @@ def test_formats_that_hide_the_size_of_a_picture_are_not_read(kind):
 def test_a_picture_is_upright_cropped_and_on_white():
     img = Image.new("RGB", (90, 30), "red")
     img.paste("blue", (30, 0, 60, 30))
-    assert (np.asarray(fit_image(img, 10))[:, 2:8] == [0, 0, 255]).all(), "the middle of a wide picture"
-    assert (np.asarray(fit_image(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), 8)) == 255).all()
+    # of 90 x 30 pixels, 47 x 27 are seen
+    assert (np.asarray(read_image(img, 10))[:, 3:7] == [0, 0, 255]).all(), "the middle of a wide picture"
+    assert (np.asarray(read_image(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), 8)) == 255).all()
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees to see it upright
     img = Image.new("RGB", (32, 32), "black")
     img.paste("white", (0, 0, 32, 16))
     img.getexif().update(exif)
-    assert (np.asarray(fit_image(img, 32))[:, 20:] == 255).all()
+    assert (np.asarray(read_image(img, 32))[:, 20:] == 255).all()
 
 
 def test_a_damaged_dtype_does_not_end_the_process(tmp_path, tiny_cifar):

@@ -8,6 +8,7 @@ from conftest import write_cifar
 from PIL import Image
 
 from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner, load_learner
+from sifar.data.datasets import load_data
 from sifar.data.image import MAX_PIXELS, MAX_SIDE
 from sifar.share.export import some_images, write_learner
 
@@ -117,10 +118,40 @@ def test_exif_rotation_is_applied(predictor):
     assert seen[16, 28, 0] > 200 > 50 > seen[16, 4, 0]
 
 
-def test_a_wide_picture_is_cropped_in_the_middle(predictor):
-    img = Image.new("RGB", (300, 100), "blue")
-    img.paste("red", (100, 0, 200, 100))
-    assert (np.asarray(predictor.read(img))[:, 2:-2] == RED).all()
+@pytest.mark.parametrize("turn", [0, 90])
+def test_of_a_long_picture_more_than_the_square_in_the_middle_is_seen_and_not_all(predictor, turn):
+    img = Image.new("RGB", (400, 100), "blue")  # halfway between 100 x 100 and all of it is 200 x 100
+    img.paste("red", (100, 0, 300, 100))
+    assert (np.asarray(predictor.read(img.rotate(turn, expand=True))) == RED).all()
+    img.paste("blue", (120, 0, 280, 100))  # nine tenths of that are 180 x 90
+    seen = np.asarray(predictor.read(img.rotate(turn, expand=True)).rotate(-turn))
+    assert (seen[:, [0, -1]] == RED).all() and (seen[:, 3:-3] == (0, 0, 255)).all()
+
+
+@pytest.fixture(scope="module")
+def photo():
+    "A picture of 90 x 60 pixels whose left side is not its right one."
+    return Image.linear_gradient("L").rotate(90).resize((90, 60)).convert("RGB")
+
+
+def test_more_views_are_of_a_picture_and_of_its_mirror_image(exported, photo):
+    probs = {}
+    for views in (1, 2, 4):
+        predictor = Predictor(exported[0], views=views)
+        for mirrored, img in ((False, photo), (True, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
+            probs[views, mirrored] = dict(predictor.predict(img, 10))
+            (batch,) = predictor.predict_batch([img], 10)
+            assert dict(batch) == pytest.approx(probs[views, mirrored], abs=1e-6)
+    assert probs[1, False] != pytest.approx(probs[2, False], abs=1e-3)
+    assert probs[2, False] != pytest.approx(probs[2, True], abs=1e-3)
+    assert probs[4, False] == pytest.approx(probs[4, True], abs=1e-5)
+    with pytest.raises(UserError, match="views is 3"):
+        Predictor(exported[0], views=3)
+
+
+def test_an_image_that_has_the_size_already_has_one_view(exported, predictor, digits):
+    want = predictor.predict(digits[0], 10)
+    assert dict(Predictor(exported[0], views=4).predict(digits[0], 10)) == pytest.approx(dict(want), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +293,9 @@ def test_a_learner_of_ones_own_pictures_keeps_their_size(tmp_path, image_folder)
         and predictor.superclasses is None
     )
     assert len(predictor.predict(image_folder / "train" / "cat" / "000.png")) == 2
+    seen = [predictor.read(path) for path in sorted((image_folder / "train" / "cat").iterdir())]
+    data = load_data(cfg)
+    np.testing.assert_array_equal(data.images[data.train[:len(seen)]], seen)
 
 
 @pytest.mark.gpu

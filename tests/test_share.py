@@ -21,6 +21,7 @@ from fastai.callback.tracker import SaveModelCallback
 from fastai.data.all import IntToFloatTensor, Transform
 from fastai.torch_core import TensorImage
 from fastcore.all import first
+from PIL import Image
 from safetensors.torch import load_file
 
 import export
@@ -327,6 +328,22 @@ def test_onnx_takes_images_and_gives_probabilities(exported):
         )
 
 
+def test_the_lines_of_the_readme_give_the_onnx_model_what_the_predictor_sees(exported, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    img = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 100, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[274] = 6  # it lies on its side
+    img.resize((400, 192)).save(tmp_path / "picture.jpg", exif=exif)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(exported[0] / "model.onnx", tmp_path)
+    code = re.search(r"```python\n(import numpy .*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    found = {}
+    exec(code, found)
+    seen = np.asarray(Predictor(exported[0]).read("picture.jpg"))
+    np.testing.assert_array_equal(found["img"], seen)
+    np.testing.assert_allclose(found["probabilities"], Predictor(exported[0]).probs(seen[None]), atol=1e-5)
+
+
 def test_weights_are_those_of_the_run(exported):
     assert tensors_equal(
         load_file(exported[0] / "model.safetensors"), load_run(exported[0]).model.state_dict()
@@ -350,8 +367,6 @@ def digits(exported, tmp_path_factory):
     "A folder with 70 test pictures as files, an unreadable one and a hidden one; and their array."
     folder = tmp_path_factory.mktemp("digits")
     data = load_run(exported[0]).dls.data
-    from PIL import Image
-
     for i, o in enumerate(data.images[data.test[:70]]):
         Image.fromarray(o).save(folder / f"{i:02}.png")
     (folder / "broken.png").write_bytes(b"nothing")
@@ -398,6 +413,16 @@ def test_predict_prints_a_line_an_image(exported, digits, capsys):
     )
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2 and re.search(r"00\.png  \d \d+\.\d %$", out[0])
+
+
+def test_predict_looks_at_more_views_of_a_picture(exported, tmp_path, capsys):
+    Image.linear_gradient("L").rotate(90).crop((0, 0, 256, 128)).save(tmp_path / "a.png")
+    said = set()
+    for views in ("1", "2", "4"):
+        predict([str(exported[0]), str(tmp_path / "a.png"), "--views", views])
+        said.add(capsys.readouterr().out)
+    assert len(said) == 3
+    assert "--views" in failure(capsys, predict, exported[0], tmp_path / "a.png", "--views", "3")
 
 
 def test_what_predict_cannot_do_is_one_line(exported, digits, tmp_path, capsys):

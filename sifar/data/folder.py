@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import UserError
 from ..files import write_file
 from ..log import log
-from .image import read_image
+from .image import GEOMETRY, read_image
 from .splits import stratified_split
 
 
@@ -135,7 +135,7 @@ def read_images(path, files, sz, cache):
 
     Kept in a file below `cache`, which is used as long as the files, their sizes, times and permissions stay
     the same."""
-    key = sha256([(str(file), *times_and_size(file)) for file in files])
+    key = sha256((GEOMETRY, [(str(file), *times_and_size(file)) for file in files]))
     kept = cache / f"{path.resolve().name}-{sz}-{sha256(path.resolve())[:12]}.npz"
     try:
         with np.load(kept) as z:

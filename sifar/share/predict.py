@@ -3,6 +3,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -21,6 +22,8 @@ class PredictConfig:
     "image files and folders of them"
     top_k: int = 5
     "number of labels for each image"
+    views: Literal[1, 2, 4] = 1
+    "views of each picture: 2 and 4 (with mirror images) are better on photographs, and take longer"
     csv: Path | None = None
     "file for the labels and probabilities, instead of the terminal"
 
@@ -28,7 +31,7 @@ class PredictConfig:
 def predict(cfg):
     check(cfg)
     from .predictor import Predictor
-    predictor, files = Predictor(cfg.model), list_images(cfg.images)
+    predictor, files = Predictor(cfg.model, views=cfg.views), list_images(cfg.images)
     rows = list(classify(predictor, files, cfg.top_k, say=not cfg.csv))
     if not rows: raise UserError(f"None of the {len(files)} files could be read as an image.")
     if cfg.csv: write_csv(cfg.csv, rows)

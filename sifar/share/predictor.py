@@ -9,7 +9,7 @@ from fastcore.all import chunked, first
 from torch import nn
 from torch.nn import functional as F
 
-from ..data.image import read_image
+from ..data.image import VIEWS, read_image, read_views
 from ..errors import UserError
 from ..training.precision import pick_device
 from ..training.recipe import load_learner
@@ -28,7 +28,9 @@ class Classifier(nn.Module):
         x = x.permute(0, 3, 1, 2).float() / 255             # (n,h,w,3) -> (n,3,h,w)
         return (x - self.mean) / self.std
 
-    def forward(self, x): return self.model(self.normalize(x)).softmax(1)
+    def logits(self, x): return self.model(self.normalize(x))
+
+    def forward(self, x): return self.logits(x).softmax(1)
 
 
 def get_classifier(learn):
@@ -47,11 +49,15 @@ class Predictor:
     """The learner file `path`, made by export.py, as a classifier of images.
 
     device: auto, cpu, cuda, cuda:N or mps.
+    views: how many views of a picture are looked at: 1; 2, which is better on photographs; or 4, those and
+    their mirror images, which is better still where these are of the same class.
     An image is a path, the bytes of an image file, a Pillow image or an array (h,w), (h,w,3) or
     (h,w,4): integers, or floats from 0 to 1.
     Errors: UserError for a file that is no learner, and for an image that cannot be read."""
 
-    def __init__(self, path, device="auto"):
+    def __init__(self, path, device="auto", views=1):
+        if views not in VIEWS: raise UserError(f"views is {views!r}, but should be 1, 2 or 4.")
+        self.views = views
         learn = load_learner(path)
         self.vocab, self.superclasses = list(learn.dls.vocab), learn.dls.data.superclasses
         self.classifier, self.sz = get_classifier(learn)
@@ -73,6 +79,13 @@ class Predictor:
         "The probabilities (n,c) of images that `read` gave, or of an array (n,sz,sz,3) uint8."
         return self.classifier(self.tensor(images)).cpu()
 
+    @torch.inference_mode()
+    def probs_of_views(self, seen):
+        "The probabilities (n,c) of pictures, each a list of as many views: of the mean of their logits."
+        views = [view for views in seen for view in views]
+        logits = self.classifier.logits(self.tensor(views))                     # (n*views,c)
+        return logits.view(len(seen), self.views, -1).mean(1).softmax(1).cpu()
+
     def top(self, probs, k):
         "For each row of `probs` a list of the `k` likeliest (label, probability)."
         check_positive("k", k)
@@ -84,7 +97,7 @@ class Predictor:
 
     def predict(self, image, k=5):
         "The `k` likeliest classes of an image as a list of (label, probability), the likeliest first."
-        return self.top(self.probs([self.read(image)]), k)[0]
+        return self.top(self.probs_of_views([read_views(image, self.sz, self.views)]), k)[0]
 
     def predict_each(self, images, k=5, bs=64):
         """Yields for each of `images`, any iterable, what `predict` gives, or the UserError it raises.
@@ -93,14 +106,14 @@ class Predictor:
         check_positive("bs", bs)
 
         def read(image):
-            try: return self.read(image)
+            try: return read_views(image, self.sz, self.views)
             except UserError as e: return e
         with ThreadPoolExecutor() as pool:
             for batch in chunked(images, bs):
                 seen = list(pool.map(read, batch))
-                good = [img for img in seen if not isinstance(img, UserError)]
-                tops = iter(self.top(self.probs(good), k)) if good else iter([])
-                for img in seen: yield img if isinstance(img, UserError) else next(tops)
+                good = [views for views in seen if not isinstance(views, UserError)]
+                tops = iter(self.top(self.probs_of_views(good), k)) if good else iter([])
+                for views in seen: yield views if isinstance(views, UserError) else next(tops)
 
     def predict_batch(self, images, k=5, bs=64):
         "As `predict`, for each of `images`, any iterable; `bs` of them are in memory at once."
