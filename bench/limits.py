@@ -2,9 +2,9 @@
 
     python -m bench.limits [--data DIR] [--images 51200] [--bs 128 512 1024] [--workers 0 4 8 16]
 
-First the model alone, on batches that are on the device already, eager and compiled. Then our Learner with
-each way to feed it: images/s of a fit, and how much of its time it would save if its batches were on the
-device already."""
+First the model alone, on batches that are on the device already: eager, compiled, as CUDA graphs, both.
+Then our Learner with each way to feed it: images/s of a fit, and how much of its time it would save if its
+batches were on the device already."""
 import argparse
 import time
 from dataclasses import replace
@@ -50,6 +50,18 @@ def compiled(cfg, n):
     return f"compiled in {seconds - n / rate:.0f} s | {cfg.bs} | {rate:,.0f}"
 
 
+def graphed(cfg, n, compile=lambda o: o):
+    "The middle of the row of the model whose passes are recorded as CUDA graphs, or why there is none."
+    def record(model):
+        x = torch.randn(cfg.bs, 3, cfg.sz, cfg.sz, device="cuda")
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            return torch.cuda.make_graphed_callables(compile(model), (x,))
+    try: return f"| {cfg.bs} | {best(bare(cfg, n, record)):,.0f}"
+    # no CUDA above all: the other rows are worth having without this one
+    except Exception as e: return f"| {cfg.bs} | {one_line(e)}"
+
+
 def row(name, cfg, n, most):
     "The row of our Learner by `cfg`, which could do `most` images/s; where it fails, the reason."
     try: rate = best(ours(cfg, n))
@@ -73,6 +85,9 @@ def main():
         n = min(args.images, 50_000 // bs * bs)
         print(f"| model alone | {bs} | {best(bare(cfg, n)):,.0f} | - |", flush=True)
         print(f"| model alone, {compiled(cfg, n)} | - |", flush=True)
+        print(f"| model alone, as CUDA graphs {graphed(cfg, n)} | - |", flush=True)
+        both = graphed(cfg, n, partial(torch.compile, dynamic=False))
+        print(f"| model alone, compiled and as CUDA graphs {both} | - |", flush=True)
         most = best(fed(replace(cfg, augment="batch"), n))
         print(f"| our Learner, fed with one batch | {bs} | {most:,.0f} | 0 |", flush=True)
         print(row("augmented as batches", replace(cfg, augment="batch"), n, most), flush=True)

@@ -14,7 +14,8 @@ from fastai.vision.all import (
 from sifar import TrainConfig, UserError, get_dls, get_learner
 from sifar.data.loaders import BatchAugment
 from sifar.log import progress
-from sifar.training.callbacks import Precision, RunLog, SaveLast, StopOnNaN
+from sifar.training.callbacks import Precision, RunLog, SaveLast, SeedEpochs, StopOnNaN
+from sifar.training.graphs import CudaGraphs
 from sifar.training.precision import pick_device, pick_precision
 
 
@@ -224,6 +225,40 @@ def test_a_gpu_trains_in_every_precision():
         with learn.no_bar(), learn.no_logging():
             learn.fit_warmup_cosine(2, 0.1, 0)
         assert learn.recorder.values[-1][0] < math.log(10) + 0.3 and next(learn.model.parameters()).is_cuda
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("opt", ["sgd", "muon"])
+def test_recorded_steps_are_those_that_a_gpu_takes_kernel_by_kernel(opt):
+    "With CUDA graphs and without: losses, BatchNorm's statistics and the epochs' average, at two sizes."
+
+    class Losses(Callback):
+        def before_fit(self):
+            self.seen = []
+
+        def after_batch(self):
+            if self.training:
+                self.seen.append(self.loss.item())
+
+    runs = []
+    for graphs in (True, False):
+        settings = {"precision": "fp32", "device": "cuda", "bs": 128, "augment": "batch", "opt": opt}
+        learn = learner(**settings, sizes="16,32", cutmix=1.0, ema=0.9)
+        recorder = [o for o in learn.cbs if isinstance(o, CudaGraphs)]
+        assert len(recorder) == 1
+        if not graphs:
+            learn.remove_cbs(recorder)
+        losses = Losses()
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_warmup_cosine(2, 0.01, 0, cbs=[SeedEpochs(1), losses])
+        assert "forward" not in learn.model.__dict__
+        runs.append((losses.seen, learn.model.state_dict(), learn.validate()[0]))
+    (seen, state, valid), (seen_plain, state_plain, valid_plain) = runs
+    assert len(seen) > 10 and seen == pytest.approx(seen_plain, rel=0.02)
+    assert valid == pytest.approx(valid_plain, rel=0.02)
+    for name in state:
+        torch.testing.assert_close(state[name], state_plain[name], rtol=0.05, atol=0.02)
 
 
 class Watch(Callback):

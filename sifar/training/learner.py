@@ -22,6 +22,7 @@ from .callbacks import (
     StopOnNaN,
     StopOnSignal,
 )
+from .graphs import CudaGraphs
 from .models import check_arch, get_model
 from .optim import get_opt
 from .precision import needs_autocast, pick_device, pick_precision, prepare, takes_channels_last
@@ -69,6 +70,8 @@ def training_callbacks(cfg, device, dtype):
     sizes, cbs = image_sizes(cfg), []
     if takes_channels_last(device): cbs.append(ChannelsLast())
     if needs_autocast(dtype): cbs.append(Precision(dtype))
+    # whether another's model can be recorded, only a try would tell
+    if device.type == "cuda" and not cfg.arch.startswith("timm:"): cbs.append(CudaGraphs(dtype))
     if sizes: cbs.append(GrowImages(sizes))
     if cfg.mixup or cfg.cutmix: cbs.append(Mix(cfg.mixup, cfg.cutmix, cfg.mix_prob))
     if cfg.ema: cbs.append(EMA(cfg.ema))

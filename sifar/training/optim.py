@@ -6,6 +6,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import trainable_params
 
 from ..errors import UserError
+from .graphs import Recorded
 
 DEFAULTS = {                # peak learning rate, weight decay
     "sgd": (0.1, 5e-4),
@@ -56,6 +57,7 @@ class Muon(torch.optim.Optimizer):
             wanted = f"{len(scales)} groups of parameters, as split_filters makes them"
             raise ValueError(f"Muon takes {wanted}, not {n}.")
         self.scales, self.dtype = scales, dtype
+        self.recorded = Recorded(self.orthogonalize_all)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -72,9 +74,13 @@ class Muon(torch.optim.Optimizer):
         if filters:
             norms = torch._foreach_norm(ps)
             torch._foreach_mul_(ps, [len(p) ** 0.5 / (norm + 1e-7) for p, norm in zip(ps, norms)])
-            # (co,ci,h,w) -> (co,ci*h*w) and back
-            updates = [orthogonalize(u.flatten(1), self.dtype).view_as(u) for u in updates]
+            on_gpu = updates[0].device.type == "cuda"
+            updates = self.recorded(updates) if on_gpu else self.orthogonalize_all(updates)
         torch._foreach_sub_(ps, updates, alpha=lr)
+
+    def orthogonalize_all(self, filters):
+        "Each of `filters` (co,ci,h,w), orthogonal as a matrix (co,ci*h*w)."
+        return [orthogonalize(f.flatten(1), self.dtype).view_as(f) for f in filters]
 
     def nesterov(self, ps, grads, mom):
         """The updates of `ps` with Nesterov momentum.
