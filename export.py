@@ -1,27 +1,9 @@
 #!/usr/bin/env python
 """One learner file of a finished run, and a Space that shows it: python export.py runs/cifar100/RUN"""
-from dataclasses import dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
-
-from sifar.cli import cli, one_line_errors
+from sifar.cli import Parser, one_line_errors
 from sifar.log import command, log, log_to_screen, quiet_imports
-
-
-@dataclass
-class ExportConfig:
-    """Write the learner.pkl and the model.json of a finished run into its folder, and what else is named."""
-    run: Positional[Path | None] = None
-    "run folder; else the run that was finished last"
-    onnx: bool = False
-    "also write model.onnx: images uint8 in, probabilities out"
-    weights: bool = False
-    "also write model.safetensors"
-    space: Path | None = None
-    "also write a complete Hugging Face Space into this folder"
-    push: str | None = None
-    "upload the Space to USER/NAME on Hugging Face"
 
 
 def export(cfg):
@@ -44,8 +26,18 @@ def export(cfg):
 
 
 def main(args=None):
+    parser = Parser(
+        "export.py", "Write the learner.pkl and the model.json of a finished run into its folder, "
+                     "and what else is named.")
+    parser.add_argument("run", type=Path, nargs="?", help="run folder; else the run that was finished last")
+    parser.add_argument("--onnx", action="store_true",
+                        help="also write model.onnx: images uint8 in, probabilities out")
+    parser.add_argument("--weights", action="store_true", help="also write model.safetensors")
+    parser.add_argument("--space", type=Path, metavar="FOLDER",
+                        help="also write a complete Hugging Face Space into this folder")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the Space to USER/NAME on Hugging Face")
     with one_line_errors():
-        cfg = cli(ExportConfig, args, "export.py")
+        cfg = parser.parse_args(args)
         quiet_imports()
         log_to_screen()
         log.info("Next: %s", command("app.py", "--model", export(cfg)))

@@ -1,32 +1,113 @@
 """Command lines: one parser for all of them, and what a user can cause ends in one line."""
-import contextlib
-import io
+import argparse
+import ast
+import inspect
+import re
 import shlex
 import signal
 import sys
 from contextlib import contextmanager, suppress
-from itertools import dropwhile, takewhile
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path, PureWindowsPath
+from types import NoneType
+from typing import get_args, get_type_hints
 
-from .config import PRESETS, TrainConfig, check_dataset, flag
+from .config import PRESETS, TrainConfig, check_dataset, flag, nearest
 from .errors import UserError, explain
+
+KINDS = {int: "a whole number", float: "a number", str: "a text", NoneType: "None"}
 
 
 def parse_args(args=None):
     "The TrainConfig of a command line: a preset or a resumed run, then the flags. Errors: UserError."
-    import argparse
-
     from .runs.run import check_resumable, read_settings
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--preset", choices=PRESETS, default="standard")
-    first.add_argument("--resume")
-    try: known, _ = first.parse_known_args(args)
-    except argparse.ArgumentError: known = first.parse_args([])       # tyro will say what is wrong
-    old = PRESETS[known.preset]() if known.resume is None else read_settings(known.resume)
-    cfg = cli(TrainConfig, args, "train.py", default=old)
+
+    first, _ = settings_parser(TrainConfig(), add_help=False).parse_known_args(args)
+    if "resume" in first: old = read_settings(first.resume)
+    else: old = PRESETS[getattr(first, "preset", "standard")]()
+
+    cfg = replace(old, **vars(settings_parser(old).parse_args(args)))
     check_dataset(cfg.dataset)
     if cfg.resume: check_resumable(old, cfg)
     return cfg
+
+
+class Parser(argparse.ArgumentParser):
+    "An ArgumentParser whose complaints are UserErrors; a mistyped flag is told the nearest one."
+
+    def __init__(self, prog, description, **kwargs):
+        super().__init__(prog=prog, description=description, allow_abbrev=False, **kwargs)
+
+    def parse_args(self, args=None):                    # type: ignore[override]
+        args = [with_hyphens(arg) for arg in (sys.argv[1:] if args is None else args)]
+        # plain parse_args takes `MODEL --csv FILE IMAGE` for no image and an argument too many
+        given, rest = self.parse_known_intermixed_args(args)
+        flags = [name for name in self._option_string_actions if name.startswith("--")]
+        for arg in rest:
+            name = arg.split("=")[0]
+            if name.startswith("-"): nearest("flag", name, flags, "--help lists all settings", 0.7)
+        if rest: self.error(f"Nothing is expected here: {' '.join(rest)}")
+        return given
+
+    def error(self, message):
+        raise UserError(f"{message.removeprefix('argument ')} (--help lists all settings)")
+
+
+def with_hyphens(arg):
+    "--wd_norm goes as well as --wd-norm."
+    return re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), arg)
+
+
+def settings_parser(values, add_help=True):
+    """A Parser with a flag for each setting; its --help shows those of `values`, a TrainConfig.
+
+    A flag that is not given is left out of what it gives, so that another value can hold."""
+    usage = "%(prog)s [-h] [OPTIONS]"
+    parser = Parser("train.py", TrainConfig.__doc__, usage=usage, add_help=add_help)
+    texts = setting_texts()
+    for name, hint in get_type_hints(TrainConfig).items():
+        text, value = texts[name], getattr(values, name)
+        if value is not None: text += f" (default: {value})"
+        kwargs = {"type": partial(read_value, hint=hint), "metavar": metavar(hint)}
+        if hint is bool: kwargs = {"action": argparse.BooleanOptionalAction}
+        # argparse fills in names behind a percent sign
+        parser.add_argument(
+            flag(name), dest=name, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **kwargs)
+    return parser
+
+
+def setting_texts():
+    "The text below each field of TrainConfig: Python forgets it, so it is read from the source."
+    body = ast.parse(inspect.getsource(TrainConfig)).body[0].body       # type: ignore[attr-defined]
+    return {
+        field.target.id: ast.literal_eval(text.value) for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)}
+
+
+def options(hint):
+    """The classes and words in a type: float, "auto" and NoneType in float | Literal["auto"] | None."""
+    if not get_args(hint): return [hint]
+    return [one for part in get_args(hint) for one in options(part)]
+
+
+def read_value(text, hint):
+    "A word of the command line as a value of the type `hint`. Errors: ArgumentTypeError."
+    allowed = options(hint)
+    if text in allowed: return text
+    if text == "None" and NoneType in allowed: return None
+    for kind in allowed:
+        if kind in (int, float, str):
+            with suppress(ValueError): return kind(text)
+    known = " or ".join(KINDS.get(one, one) for one in allowed)
+    raise argparse.ArgumentTypeError(f"{text!r} should be {known}")
+
+
+def metavar(hint):
+    "How --help names the values of the type `hint`: INT, FLOAT|auto, sgd|muon|adamw."
+    allowed = [one for one in options(hint) if one is not NoneType]
+    return "|".join(one if isinstance(one, str) else one.__name__.upper() for one in allowed)
 
 
 def without_flags(args, *names):
@@ -39,25 +120,6 @@ def without_flags(args, *names):
         elif skip: skip = False
         else: kept.append(o)
     return kept
-
-
-def cli(f, args, prog, **kwargs):
-    "What `f`, a dataclass or a function, gives for the command line `args`. Errors: UserError, SystemExit."
-    import tyro
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(f, args=args, prog=prog, **kwargs)
-    except SystemExit as e:
-        if e.code != 2: raise
-        raise UserError(f"{boxed_text(complaint.getvalue())} (--help lists all settings)") from e
-
-
-def boxed_text(box):
-    "What tyro complains of: the text in its box, up to the rule below which it shows help."
-    def is_rule(line): return not line.strip("─-╰╯")
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    return " ".join(takewhile(lambda line: not is_rule(line), dropwhile(is_rule, lines)))
 
 
 @contextmanager

@@ -74,8 +74,13 @@ def test_data_comes_from_the_environment(monkeypatch):
         (["--resume", "nowhere"], "'nowhere' is no run folder"),
         (["--resume="], "'' is no run folder"),
         (["--name", ".."], "--name .."),
-        (["--epochs", "ten"], "--epochs: invalid literal for int() with base 10: 'ten'"),
-        (["--nonsense", "1"], "--nonsense"),
+        (["--epochs", "ten"], "--epochs: 'ten' should be a whole number"),
+        (["--epochz", "3"], "Unknown flag '--epochz': did you mean --epochs?"),
+        (["--nonsense", "1"], "Unknown flag '--nonsense'"),
+        (["extra"], "Nothing is expected here: extra"),
+        (["--epochs"], "--epochs: expected one argument"),
+        (["--lr", "high"], "--lr: 'high' should be a number or auto or None"),
+        (["--opt", "sdg"], "--opt: 'sdg' should be sgd or muon or adamw"),
         (["--preset", "huge"], "huge"),
         (["--precision", "int4"], "int4"),
         (["--arch", "timm:resnet18x"], "did you mean resnet18"),
@@ -163,6 +168,20 @@ def test_resuming_refuses_what_would_change_the_result(tmp_path):
         parse_args([*run, "--preset", "best"])
 
 
+def test_a_flag_may_say_none_and_have_underscores():
+    assert parse_args(["--preset", "fast", "--sizes", "None"]).sizes is None
+    cfg = parse_args(["--valid_pct=0.2", "--lr", "auto", "--wd", "1", "--name", "a_b"])
+    assert (cfg.valid_pct, cfg.lr, cfg.wd, cfg.name) == (0.2, "auto", 1.0, "a_b")
+
+
+def test_help_shows_the_values_of_a_preset(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--preset", "fast", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--epochs INT passes over the training images (default: 18)" in out
+    assert "--opt sgd|muon|adamw" in out and "--lr FLOAT|auto" in out
+
+
 def test_any_flag_overrides_its_preset():
     assert (
         parse_args(["--preset", "fast", "--wd-norm"]).wd_norm
@@ -178,8 +197,7 @@ def test_a_wrong_flag_is_one_line_in_every_terminal(locale):
     assert (
         done.returncode == 2
         and done.stderr
-        == "sifar: Error parsing --epochs: invalid literal for int() with base 10: 'x' "
-        "(--help lists all settings)\n"
+        == "sifar: --epochs: 'x' should be a whole number (--help lists all settings)\n"
     )
 
 

@@ -1,14 +1,13 @@
 """Runs beside each other: settings that differ, results, curves, and the mean over seeds.
 
     python -m sifar.compare [RUN...]        # by default all runs below runs/"""
-import argparse
 import json
 import statistics
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
-from ..cli import one_line_errors
+from ..cli import Parser, one_line_errors
 from ..config import FREE_ON_RESUME
 from ..errors import UserError, explain
 from ..files import write_file
@@ -129,8 +128,7 @@ def write_curves(runs, path):
 # ---- the command ----
 
 def main(args=None):
-    parser = argparse.ArgumentParser(prog="python -m sifar.compare",
-                                     description="Compare runs: settings that differ, results, curves.")
+    parser = Parser("python -m sifar.compare", "Compare runs: settings that differ, results, curves.")
     parser.add_argument("runs", type=Path, nargs="*", help="run folders, by default all below runs/")
     parser.add_argument("--plot", type=Path, default=Path("compare.png"),
                         help="where the curves go (default: compare.png)")

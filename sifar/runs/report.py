@@ -1,7 +1,6 @@
 """A finished run in figures and pictures: metrics.json and report.html.
 
     python -m sifar.report RUN              # writes both anew; training does it at its end"""
-import argparse
 import base64
 import io
 import os
@@ -14,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from ..cli import one_line_errors, without_folders
+from ..cli import Parser, one_line_errors, without_folders
 from ..files import write_file
 from ..log import log, log_to_screen, quiet_imports
 from ..plots import bars, curves, matrix, sheet, short
@@ -307,8 +306,7 @@ def settings(about):
 # ---- the command ----
 
 def main(args=None):
-    parser = argparse.ArgumentParser(prog="python -m sifar.report",
-                                     description="Evaluate a run again: metrics.json and report.html.")
+    parser = Parser("python -m sifar.report", "Evaluate a run again: metrics.json and report.html.")
     parser.add_argument("run", type=Path, nargs="?",
                         help="run folder, by default the one that was finished last")
     with one_line_errors():

@@ -1,31 +1,12 @@
 """Classify image files and folders of them: python -m sifar.predict MODEL IMAGE..."""
 import csv
 import io
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from tyro.conf import Positional
-
-from ..cli import cli, one_line_errors
+from ..cli import Parser, one_line_errors
 from ..errors import UserError
 from ..files import write_file
 from ..log import log, log_to_screen, progress, quiet_imports
-
-
-@dataclass
-class PredictConfig:
-    """Classify image files, and all files in folders of them; what is no image is reported and skipped."""
-    model: Positional[Path]
-    "learner.pkl, or the run folder that holds it"
-    images: Positional[tuple[Path, ...]]
-    "image files and folders of them"
-    top_k: int = 5
-    "number of labels for each image"
-    views: Literal[1, 2, 4] = 1
-    "views of each picture: 2 and 4 (with mirror images) are better on photographs, and take longer"
-    csv: Path | None = None
-    "file for the labels and probabilities, instead of the terminal"
 
 
 def predict(cfg):
@@ -90,8 +71,19 @@ def write_csv(path, rows):
 
 
 def main(args=None):
+    parser = Parser("python -m sifar.predict", "Classify image files, and all files in folders of them; "
+                    "what is no image is reported and skipped.")
+    parser.add_argument("model", type=Path, help="learner.pkl, or the run folder that holds it")
+    parser.add_argument("images", type=Path, nargs="*", help="image files and folders of them")
+    parser.add_argument("--top-k", type=int, default=5, metavar="INT",
+                        help="number of labels for each image (default: 5)")
+    parser.add_argument("--views", type=int, default=1, choices=(1, 2, 4),
+                        help="views of each picture: 2 and 4 (with mirror images) are better on "
+                             "photographs, and take longer (default: 1)")
+    parser.add_argument("--csv", type=Path, metavar="FILE",
+                        help="file for the labels and probabilities, instead of the terminal")
     with one_line_errors():
-        cfg = cli(PredictConfig, args, "python -m sifar.predict")
+        cfg = parser.parse_args(args)
         quiet_imports()
         log_to_screen()
         predict(cfg)
