@@ -8,7 +8,7 @@ import argparse
 import tempfile
 from dataclasses import replace
 
-from sifar.config import PRESETS, TrainConfig, flag
+from sifar.config import TrainConfig, flag
 from sifar.log import log_to_screen, quiet_imports
 
 CHANGES = [
@@ -48,8 +48,8 @@ def main():
     args = parser.parse_args()
     quiet_imports()
     log_to_screen()
-    base = replace(PRESETS["fast"](), data=args.data, arch=args.arch, epochs=args.epochs, seed=args.seed,
-                   sizes="16", valid_pct=0.1)
+    base = TrainConfig(preset="fast", data=args.data, arch=args.arch, epochs=args.epochs, seed=args.seed,
+                       sizes="16", valid_pct=0.1)
     print("| changed | valid top-1, % | valid loss | images/s |\n|---|---|---|---|", flush=True)
     for change in CHANGES:
         if args.only and change and not set(args.only) & set(change): continue

@@ -12,12 +12,10 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path, PureWindowsPath
 from types import NoneType
-from typing import get_args, get_type_hints
+from typing import get_type_hints
 
-from .config import PRESETS, TrainConfig, check_dataset, flag, nearest
+from .config import TrainConfig, check_dataset, flag, known, nearest, options
 from .errors import UserError, explain
-
-KINDS = {int: "a whole number", float: "a number", str: "a text", NoneType: "None"}
 
 
 def parse_args(args=None):
@@ -26,7 +24,7 @@ def parse_args(args=None):
 
     first, _ = settings_parser(TrainConfig(), add_help=False).parse_known_args(args)
     if "resume" in first: old = read_settings(first.resume)
-    else: old = PRESETS[getattr(first, "preset", "standard")]()
+    else: old = TrainConfig(preset=getattr(first, "preset", "standard"))
 
     cfg = replace(old, **vars(settings_parser(old).parse_args(args)))
     check_dataset(cfg.dataset)
@@ -86,12 +84,6 @@ def setting_texts():
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)}
 
 
-def options(hint):
-    """The classes and words in a type: float, "auto" and NoneType in float | Literal["auto"] | None."""
-    if not get_args(hint): return [hint]
-    return [one for part in get_args(hint) for one in options(part)]
-
-
 def read_value(text, hint):
     "A word of the command line as a value of the type `hint`. Errors: ArgumentTypeError."
     allowed = options(hint)
@@ -100,8 +92,7 @@ def read_value(text, hint):
     for kind in allowed:
         if kind in (int, float, str):
             with suppress(ValueError): return kind(text)
-    known = " or ".join(KINDS.get(one, one) for one in allowed)
-    raise argparse.ArgumentTypeError(f"{text!r} should be {known}")
+    raise argparse.ArgumentTypeError(f"{text!r} should be {known(hint)}")
 
 
 def metavar(hint):

@@ -2,19 +2,46 @@
 import difflib
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import wraps
 from pathlib import Path
-from typing import Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import UserError
 
 ARCHS = ("resnet8", "resnet10", "resnet18", "resnet34", "sprintnet")
 DATASETS = ("cifar100", "cifar10", "digits")
+KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", NoneType: "None"}
+
+# what the presets with Muon have in common
+MUON = {
+    "valid_pct": 0.0, "aug": "light", "augment": "batch", "bs": 512, "opt": "muon", "wd_norm": False,
+    "schedule": "linear"}
+PRESETS: dict[str, dict[str, Any]] = {
+    "standard": {},
+    "sprint": {
+        **MUON, "arch": "sprintnet", "epochs": 9, "sizes": "20x3,24x3,32x3", "aug": "weak",
+        "smoothing": 0.2, "warmup": 0.1},
+    "fast": {**MUON, "epochs": 18, "sizes": "16x4,20x4,24x4,28x3,32x3"},
+    "best": {
+        **MUON, "epochs": 60, "sizes": "16x12,20x12,24x12,28x12,32x12", "cutmix": 1.0, "mix_prob": 0.5},
+    "smoke": {"dataset": "digits", "arch": "resnet8", "epochs": 30, "bs": 32, "warmup": 0.2},
+}
 
 
-@dataclass(frozen=True)
+def with_presets(cls):
+    "Let what is not given to the dataclass `cls` be that of its preset."
+    init = cls.__init__
+
+    @wraps(init)
+    def fill_in(self, **given): init(self, **{**PRESETS.get(str(given.get("preset")), {}), **given})
+    cls.__init__ = fill_in
+    return cls
+
+
+@with_presets
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train an image classifier with fastai; the whole run goes into one folder."""
     preset: Literal["standard", "sprint", "fast", "best", "smoke"] = "standard"
@@ -93,11 +120,20 @@ class TrainConfig:
     "log to Weights & Biases too"
 
     def __post_init__(self):
-        if str(self.dataset) not in DATASETS and Path(self.dataset).is_dir():
+        self.check_types()
+        if self.dataset not in DATASETS and Path(self.dataset).is_dir():
             # an absolute path, so that the run can be resumed from any folder
             object.__setattr__(self, "dataset", str(Path(self.dataset).resolve()))
         self.check_ranges()
         self.check_together()
+
+    def check_types(self):
+        "Raise a UserError for a setting of another type; a path becomes its text."
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(value, Path): object.__setattr__(self, name, value := str(value))
+            if fits(value, hint): continue
+            raise UserError(f"{flag(name)} {value!r} does not fit: it should be {known(hint)}.")
 
     def check_ranges(self):
         "Raise a UserError for a setting that is out of its range."
@@ -144,6 +180,25 @@ class TrainConfig:
             raise UserError(f"--mixup and --cutmix mix pairs of images: --bs {self.bs} has to be even.")
 
 
+def options(hint):
+    """The classes and words in a type: float, "auto" and NoneType in float | Literal["auto"] | None."""
+    if not get_args(hint): return [hint]
+    return [one for part in get_args(hint) for one in options(part)]
+
+
+def known(hint): return " or ".join(KINDS.get(one, one) for one in options(hint))
+
+
+def fits(value, hint):
+    "Whether `value` is one of the `options` of a type; whole numbers are numbers too."
+    allowed = options(hint)
+    # to Python, True is an int
+    if isinstance(value, bool): return bool in allowed
+    types = [one for one in allowed if isinstance(one, type)]
+    if float in types: types.append(int)
+    return isinstance(value, tuple(types)) or isinstance(value, str) and value in allowed
+
+
 def is_folder_name(name):
     "Whether `name` is one folder, and neither . nor .."
     return Path(name).name == name and bool(name.strip("."))
@@ -162,22 +217,6 @@ def parse_sizes(text):
     return sizes
 
 
-# what the presets with Muon have in common
-muon = partial(
-    TrainConfig, valid_pct=0.0, aug="light", augment="batch", bs=512, opt="muon", wd_norm=False,
-    schedule="linear")
-PRESETS: dict[str, Callable[[], TrainConfig]] = {
-    "standard": TrainConfig,
-    "sprint": partial(
-        muon, preset="sprint", arch="sprintnet", epochs=9, sizes="20x3,24x3,32x3",
-        aug="weak", smoothing=0.2, warmup=0.1),
-    "fast": partial(muon, preset="fast", epochs=18, sizes="16x4,20x4,24x4,28x3,32x3"),
-    "best": partial(
-        muon, preset="best", epochs=60, sizes="16x12,20x12,24x12,28x12,32x12",
-        cutmix=1.0, mix_prob=0.5),
-    "smoke": partial(
-        TrainConfig, preset="smoke", dataset="digits", arch="resnet8", epochs=30, bs=32, warmup=0.2),
-}
 # settings without an effect on the weights
 FREE_ON_RESUME = (
     "data", "device", "workers", "runs", "resume", "dry_run", "seeds", "lr_find", "show_batch", "profile",

@@ -12,7 +12,7 @@ from conftest import COLD
 import train
 from sifar import TrainConfig, UserError
 from sifar.cli import parse_args
-from sifar.config import parse_sizes
+from sifar.config import PRESETS, parse_sizes
 from sifar.runs.run import read_settings
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +105,36 @@ def test_a_bad_value_is_one_line_and_exit_code_2(args, words, capsys, tmp_path, 
         train.main(args)
     out = capsys.readouterr()
     assert e.value.code == 2 and words in out.err and out.err.count("\n") == 1 and "Traceback" not in out.err
+
+
+def test_in_python_a_preset_is_that_of_the_command_line(tmp_path):
+    for name in PRESETS:
+        assert TrainConfig(preset=name) == parse_args(["--preset", name])
+    cfg = TrainConfig(preset="fast", epochs=3, runs=tmp_path)
+    assert cfg == parse_args(["--preset", "fast", "--epochs", "3", "--runs", str(tmp_path)])
+    assert (cfg.opt, cfg.bs, cfg.augment, cfg.epochs) == ("muon", 512, "batch", 3)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"schedule": "step"}, "--schedule 'step' does not fit: it should be cosine or linear."),
+        ({"augment": "gpu"}, "--augment 'gpu' does not fit: it should be item or batch."),
+        ({"opt": "adam"}, "--opt 'adam' does not fit: it should be sgd or muon or adamw."),
+        ({"preset": "quick"}, "--preset 'quick' does not fit: it should be standard or "),
+        ({"lr": "0.1"}, "--lr '0.1' does not fit: it should be a number or auto or None."),
+        ({"epochs": 3.5}, "--epochs 3.5 does not fit: it should be a whole number."),
+        ({"bs": True}, "--bs True does not fit"),
+        ({"wd_norm": "no"}, "--wd-norm 'no' does not fit: it should be True or False."),
+        ({"dataset": None}, "--dataset None does not fit"),
+        ({"sizes": [16, 32]}, "--sizes [16, 32] does not fit"),
+        ({"epochs": 0}, "--epochs 0 is out of range"),
+        ({"arch": "resnet-18"}, "did you mean resnet18"),
+    ],
+)
+def test_python_is_told_of_a_bad_value_as_the_command_line_is(settings, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        TrainConfig(**settings)
 
 
 def test_sizes():

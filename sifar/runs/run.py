@@ -10,11 +10,9 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from types import UnionType
-from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from filelock import FileLock, Timeout
 
@@ -48,7 +46,7 @@ class Run:
             check_about(self.about)
             self.settings = parse_settings(self.about["settings"])
         # json raises a RecursionError for very deep lists
-        except (ValueError, KeyError, TypeError, RecursionError) as e: raise self.damaged(e) from e
+        except (ValueError, KeyError, TypeError, RecursionError, UserError) as e: raise self.damaged(e) from e
 
     @property
     def config(self): return self.path / "config.json"
@@ -102,21 +100,8 @@ def read_settings(run):
 
 
 def parse_settings(saved):
-    "The TrainConfig of the settings in config.json, without those of older versions. Errors: ValueError."
-    hints = get_type_hints(TrainConfig)
-    known = {k: v for k, v in saved.items() if k in hints}
-    for k, v in known.items():
-        if not fits(v, hints[k]): raise ValueError(f"{k} is {v!r}")
-    return TrainConfig(**known)
-
-
-def fits(value, hint):
-    "Whether `value` has the type that `hint` names: class, Literal or union; whole numbers are floats too."
-    if isinstance(hint, UnionType) or get_origin(hint) is Union:
-        return any(fits(value, one) for one in get_args(hint))
-    if get_origin(hint) is Literal: return value in get_args(hint)
-    if isinstance(value, bool): return hint is bool             # to Python, True is an int
-    return isinstance(value, (int, float) if hint is float else hint)
+    "The TrainConfig of the settings in config.json, without those of older versions. Errors: UserError."
+    return TrainConfig(**{o.name: saved[o.name] for o in fields(TrainConfig) if o.name in saved})
 
 
 def check_about(about):
