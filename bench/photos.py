@@ -1,11 +1,13 @@
 """What a learner is worth on photographs: a folder of them, with a folder for each class.
 
-    python -m bench.photos MODEL FOLDER
+    python -m bench.photos MODEL FOLDER [--unknown FOLDER...] [--fit]
 
 Top-1 and top-5 of one view, of two and of four, and of what most do: the square in the middle, bicubic.
 Behind them the difference to that in points of top-1, with its standard error: each photograph is its own
-pair."""
+pair. Then how much of the photographs, and of those in the folders of unknown things, the model is sure of
+(one view). --fit prints the confidence that these photographs ask for, as it stands in metrics.json."""
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from sifar.cli import one_line_errors
 from sifar.data.folder import visible_files
 from sifar.data.image import VIEWS, read_views, upright_rgb
 from sifar.log import quiet_imports
+from sifar.runs.calibration import fit_confidence, judge, unknown_figures
 
 
 def photos(folder, vocab):
@@ -49,18 +52,44 @@ def main(args=None):
     parser = argparse.ArgumentParser(description="What a learner is worth on photographs.")
     parser.add_argument("model", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--unknown", type=Path, nargs="*", default=[])
+    parser.add_argument("--fit", action="store_true")
     args = parser.parse_args(args)
     with one_line_errors():
         quiet_imports()
         predictor = Predictor(args.model)
         files, targs = photos(args.folder, predictor.vocab)
         print("| views | top-1 | top-5 | points |\n|---|---|---|---|")
-        probs = predictor.probs([middle(path, predictor.sz) for path in files]).numpy()
+        probs = predictor.probs([middle(path, predictor.sz) for path in files])
         base = say("the square in the middle", probs, targs, None)
         for n in VIEWS:
             predictor.views = n
-            probs = predictor.probs_of_views([read_views(path, predictor.sz, n) for path in files]).numpy()
+            probs = predictor.probs_of_views([read_views(path, predictor.sz, n) for path in files])
             say(n, probs, targs, base)
+        predictor.views = 1
+        probs = seen_once(predictor, files)
+        if args.fit: print(json.dumps(fit_confidence(probs, targs), indent=2))
+        else: say_sure(predictor.confidence, probs, targs, {
+            folder.name: seen_once(predictor, visible_files(folder)) for folder in args.unknown})
+
+
+def seen_once(predictor, files):
+    return predictor.probs([predictor.read(path) for path in files])
+
+
+def say_sure(confidence, probs, targs, unknown):
+    "Print how many pictures a model is sure of, and how well their familiarity tells unknown ones."
+    right, verdicts = probs.argmax(1) == targs, judge(probs, confidence)
+    print("\n| pictures | sure, % | unknown, % | AUROC | pass where 95 % do, % |\n|---|---|---|---|---|")
+    for name, some in (("all", right | True), ("right", right), ("wrong", ~right)):
+        print(f"| {name} | {percent(verdicts[some], 'sure')} | {percent(verdicts[some], 'unknown')} | | |")
+    for name, others in unknown.items():
+        verdicts, told = judge(others, confidence), unknown_figures(probs, others)
+        print(f"| {name} | {percent(verdicts, 'sure')} | {percent(verdicts, 'unknown')} | "
+              f"{told['auroc']:.3f} | {100 * told['pass']:.1f} |")
+
+
+def percent(verdicts, which): return f"{100 * (verdicts == which).mean():.1f}"
 
 
 if __name__ == "__main__": main()

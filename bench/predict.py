@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -42,8 +43,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         write_learner(learn, Path(folder) / "learner.pkl", {})
         predictor, learn = Predictor(folder, "cpu"), load_learner(folder)
-    model = predictor.classifier.model
-    x = predictor.classifier.normalize(predictor.tensor(images))            # (BATCH,3,32,32)
+    classifier = predictor.model.classifier
+    model = classifier.model
+    x = classifier.normalize(torch.from_numpy(np.stack(images)))            # (BATCH,3,32,32)
     x = x.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()

@@ -1,5 +1,7 @@
 import io
+import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner, load_learner
 from sifar.data.datasets import load_data
 from sifar.data.image import MAX_PIXELS, MAX_SIDE
+from sifar.runs.calibration import judge
 from sifar.share.export import some_images, write_learner
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -231,12 +234,54 @@ def test_arguments_that_make_no_sense_are_one_line(predictor, digits):
             f()
 
 
+# ---- whether it is sure ----
+
+
+def test_an_answer_has_the_probabilities_of_the_temperature_and_says_whether_to_trust_them(
+    predictor, exported, digits
+):
+    metrics = json.loads((exported[0] / "metrics.json").read_text())
+    assert predictor.confidence == metrics["confidence"] and predictor.confidence["temperature"] != 1
+    top, verdict = predictor.answer(digits[0], 10)
+    t = predictor.confidence["temperature"]
+    powers = {label: p ** (1 / t) for label, p in predictor.predict(digits[0], 10)}
+    assert dict(top) == pytest.approx({k: v / sum(powers.values()) for k, v in powers.items()}, abs=1e-4)
+    verdicts = [predictor.answer(x).verdict for x in digits]
+    assert verdict == verdicts[0] and set(verdicts) == {"sure", "unsure", "unknown"}
+    assert verdicts == judge(predictor.probs(digits), predictor.confidence).tolist()
+
+
+def test_without_a_confidence_half_of_the_probability_is_sure(exported, digits, tmp_path):
+    shutil.copy(exported[0] / "learner.pkl", tmp_path)
+    alone = Predictor(tmp_path)
+    for x in digits:
+        answer = alone.answer(x)
+        assert answer.top == alone.predict(x)
+        assert answer.verdict == ("sure" if answer.top[0][1] >= 0.5 else "unsure")
+
+
+@pytest.mark.parametrize("confidence", [5, {}, {"temperature": 0, "threshold": 1, "sure": 1}, "1e999", None])
+def test_a_confidence_that_is_none_is_one_line(exported, tmp_path, confidence):
+    shutil.copy(exported[0] / "learner.pkl", tmp_path)
+    about = json.loads((exported[0] / "model.json").read_text())
+    if confidence == "1e999":
+        about["confidence"]["sure"] = float("inf")
+    else:
+        about["confidence"] = confidence
+    (tmp_path / "model.json").write_text(json.dumps(about).replace("Infinity", "1e999"))
+    if confidence is None:
+        assert Predictor(tmp_path).confidence is None
+        return
+    with pytest.raises(UserError, match="model.json is damaged"):
+        Predictor(tmp_path)
+
+
 # ---- where it looks ----
 
 
 def test_covering_what_the_heat_map_shows_takes_more_of_the_class_than_covering_the_rest(predictor, digits):
     def loss(covered, i, before):
-        return before - predictor.probs(covered[None])[0, i].item()
+        return before - predictor.probs(covered[None])[0, i]
 
     hot, cold = [], []
     for x in digits:
@@ -302,9 +347,9 @@ def test_a_learner_of_ones_own_pictures_keeps_their_size(tmp_path, image_folder)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_same_labels(exported, digits):
     predictor = Predictor(exported[0])
-    assert predictor.device.type == "cuda"
+    assert predictor.model.device.type == "cuda"
     np.testing.assert_allclose(
         predictor.probs(digits),
-        Predictor(exported[0]).classifier.cpu()(torch.from_numpy(digits)).detach(),
+        Predictor(exported[0], "cpu").probs(digits),
         atol=1e-3,
     )

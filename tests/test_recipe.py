@@ -30,8 +30,8 @@ from safetensors.torch import save
 from torch import nn
 
 from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner, load_learner
+from sifar.share.classifier import get_classifier
 from sifar.share.export import describe, some_images
-from sifar.share.predictor import get_classifier
 from sifar.training.recipe import FIELDS, MAX_JSON, build, pickle_of, restore, take_apart
 
 ROOT = Path(__file__).parents[1]

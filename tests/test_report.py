@@ -18,7 +18,15 @@ from sifar.data.datasets import ImageData
 from sifar.data.loaders import make_dls
 from sifar.plots import bars
 from sifar.runs import report
-from sifar.runs.calibration import calibration_error, fit_temperature, reliability, with_temperature
+from sifar.runs.calibration import (
+    calibration_error,
+    fit_confidence,
+    fit_temperature,
+    judge,
+    reliability,
+    unknown_figures,
+    with_temperature,
+)
 from sifar.runs.load import load_last, load_run, new_learner
 from sifar.runs.run import Run
 from sifar.training.callbacks import RunLog
@@ -69,6 +77,35 @@ def test_the_figures_are_those_of_fastai(run_folder):
         all(f"{100 * metrics['test'][o]:.2f}" in text for o in ("top1", "ece"))
         and f"Epoch {metrics['best_epoch']} was chosen on valid" in text
     )
+
+
+@pytest.mark.parametrize("classes, spread", [(3, 4), (100, 7)])
+def test_of_what_a_model_is_sure_five_in_six_are_right_and_few_known_pictures_are_unknown(classes, spread):
+    rng = np.random.default_rng(0)
+    targs = rng.integers(0, classes, 4000)
+    logits = rng.normal(size=(4000, classes))
+    unknown = torch.tensor(rng.normal(size=(4000, classes)) / 2).softmax(1).numpy()
+    logits[np.arange(4000), targs] += spread * rng.random(4000)
+    probs = torch.tensor(logits).softmax(1).numpy()
+    confidence = fit_confidence(probs, targs)
+    verdicts, right = judge(probs, confidence), probs.argmax(1) == targs
+    assert (verdicts == "unknown").mean() == pytest.approx(0.05, abs=0.001)
+    assert right[verdicts == "sure"].mean() == pytest.approx(5 / 6, abs=0.01)
+    assert (judge(unknown, confidence) == "sure").mean() < (verdicts == "sure").mean() / 2
+    figures = unknown_figures(probs, unknown)
+    assert figures["pass"] == pytest.approx((judge(unknown, confidence) != "unknown").mean(), abs=0.002)
+    assert 0.6 < figures["auroc"] < 1 and unknown_figures(probs, probs)["auroc"] == pytest.approx(0.5)
+
+
+def test_metrics_and_page_say_how_well_unknown_images_are_told(run_folder):
+    metrics, learn = json.loads((run_folder / "metrics.json").read_text()), load_run(run_folder)
+    valid, test = (report.Predictions(learn, split) for split in ("valid", "test"))
+    assert metrics["confidence"] == pytest.approx(fit_confidence(valid.probs, valid.targs), abs=1e-3)
+    verdicts = judge(test.probs, metrics["confidence"])
+    assert (test.preds == test.targs)[verdicts == "sure"].mean() > 0.8
+    unknown = metrics["unknown"]
+    assert unknown["images"] == "tiles of photographs" and 0 <= unknown["pass"] <= 1
+    assert f"AUROC {unknown['auroc']:.3f}" in (run_folder / "report.html").read_text()
 
 
 def test_the_command_writes_the_same_again(finished, capsys):

@@ -385,7 +385,7 @@ def test_predict_writes_a_table_of_a_folder(exported, digits, tmp_path, capsys):
         rows[0]
     ) == ["file", "label_1", "probability_1", "label_2", "probability_2"]
     assert [o["label_1"] for o in rows] == [str(o) for o in probs.argmax(1).tolist()]
-    np.testing.assert_allclose([float(o["probability_1"]) for o in rows], probs.max(1).values, atol=2e-6)
+    np.testing.assert_allclose([float(o["probability_1"]) for o in rows], probs.max(1), atol=2e-6)
     out = capsys.readouterr().out
     assert (
         f"Skipped: {folder / 'broken.png'} is not an image" in out

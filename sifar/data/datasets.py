@@ -53,6 +53,15 @@ def load_data(cfg: TrainConfig):
     return ImageData(images, labels, vocab, train, valid, test, **extra)
 
 
+def unknown_images(dataset):
+    "A name, and small images (n,32,32,3) of things that `dataset` does not have: digits, or for those tiles."
+    if dataset != "digits": return "digits", read_digits()[0][:360]
+    from sklearn.datasets import load_sample_images
+    photos = np.stack(load_sample_images().images)[:, :416]                 # (2,416,640,3)
+    tiles = photos.reshape(2, 13, 32, 20, 32, 3).swapaxes(2, 3)             # (2,13,20,32,32,3)
+    return "tiles of photographs", tiles.reshape(-1, 32, 32, 3)[::2]
+
+
 def read_digits():
     "scikit-learn's 1,797 handwritten digits, 8x8 grey, as 32x32 RGB; a fixed stratified fifth is test."
     from sklearn.datasets import load_digits

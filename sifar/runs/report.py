@@ -14,10 +14,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from ..cli import Parser, one_line_errors, without_folders
+from ..data.datasets import unknown_images
 from ..files import write_file
 from ..log import log, log_to_screen, quiet_imports
 from ..plots import bars, curves, matrix, sheet, short
-from .calibration import calibration_error, fit_temperature, reliability, with_temperature
+from .calibration import (
+    KEPT,
+    calibration_error,
+    fit_confidence,
+    fit_temperature,
+    reliability,
+    unknown_figures,
+    with_temperature,
+)
 from .run import Run, attempt, column, newest_run, write_metrics
 
 FEW_CLASSES = 30            # so many fit into a matrix that can be read
@@ -63,6 +72,7 @@ def write_report(learn, cfg, history, notes=(), chosen=True):
     chosen: whether these weights were chosen, and are not just the last."""
     found = evaluate(learn)
     metrics = get_metrics(learn, cfg, history, found, chosen)
+    metrics |= confidence_metrics(learn, cfg, found)
     for split in ("valid", "test"): log_figures(split, metrics[split])
     log.info("%d epochs in %s, %.0f images/s; all of it is in %s",
              metrics["epochs"], duration(metrics["seconds"]), metrics["images_per_second"], learn.path)
@@ -100,6 +110,20 @@ def get_metrics(learn, cfg, history, found, chosen):
         "images_per_second": round(harmonic_mean(speeds), 1) if speeds else 0.0,
         "images": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
     }
+
+
+def confidence_metrics(learn, cfg, found):
+    """What metrics.json says of confidence, fitted on valid, and of images of unknown things.
+
+    Those are told from the images of test, or where there are none of valid."""
+    valid, known = found.get("valid"), found.get("test", found.get("valid"))
+    confidence = fit_confidence(valid.probs, valid.targs) if valid else None
+    if not known: return {"confidence": confidence, "unknown": None}
+    name, images = unknown_images(cfg.dataset)
+    dl = learn.dls.test_dl(list(images), rm_type_tfms=0)            # else fastai takes but row numbers
+    with learn.no_bar(): probs, _ = learn.get_preds(dl=dl)
+    figures = unknown_figures(known.probs, probs.numpy().astype(np.float64))
+    return {"confidence": confidence, "unknown": {"images": name, **figures}}
 
 
 def duration(seconds): return timedelta(seconds=round(seconds))
@@ -155,9 +179,15 @@ def summary(metrics):
     if metrics["best_epoch"]: chosen = f"Epoch {metrics['best_epoch']} was chosen on valid"
     else: chosen = "These are the weights of the last epoch"
     epochs = "1 epoch" if metrics["epochs"] == 1 else f"{metrics['epochs']} epochs"
-    return {"rows": rows, "text": f"{chosen}; {metrics['parameters']:,} parameters, "
-            f"{epochs} in {duration(metrics['seconds'])}, "
-            f"{metrics['images_per_second']:.0f} images/s, seed {metrics['seed']}."}
+    unknown = metrics.get("unknown")                # older runs have none
+    text = (f"{chosen}; {metrics['parameters']:,} parameters, {epochs} in {duration(metrics['seconds'])}, "
+            f"{metrics['images_per_second']:.0f} images/s, seed {metrics['seed']}.")
+    return {"rows": rows, "text": text, "unknown": unknown and unknown_text(unknown)}
+
+
+def unknown_text(unknown):
+    return (f"Of pictures of nothing that it knows ({unknown['images']}), {100 * unknown['pass']:.1f} % pass "
+            f"for known where {100 * KEPT:.0f} % of the known ones do; AUROC {unknown['auroc']:.3f}.")
 
 
 def training(history):

@@ -169,6 +169,9 @@ def check_metrics(metrics):
         if metrics[split] is None: continue
         figures += [metrics[split][k] for k in ("top1", "top5", "loss")]
         figures.append(metrics[split].get("ece", 0.0))          # runs of before version 0.1 have none
+    # older runs have neither
+    if confidence := metrics.get("confidence"): figures += confidence.values()
+    if unknown := metrics.get("unknown"): figures += [unknown[k] for k in ("auroc", "pass")]
     if metrics["best_epoch"] is not None: figures.append(metrics["best_epoch"])
     for figure in figures:
         if not isinstance(figure, (int, float)) or not math.isfinite(figure):

@@ -21,7 +21,8 @@ from ..files import ROOT, write_file
 from ..log import log
 from ..runs.load import load_run
 from ..runs.run import Run
-from .predictor import Predictor, get_classifier
+from .classifier import get_classifier
+from .predictor import Predictor
 
 FACTS = "parameters", "epochs", "seed", "images", "valid", "test", "commands", "versions", "git_commit"
 TOLERANCE = 1e-5                # of a probability, between a model and what it was exported to
@@ -46,7 +47,8 @@ def export_run(path):
         raise UserError(f"{run.config} is damaged: it does not say {', '.join(missing)}. "
                         "Train the run again.")
     learn = load_run(path, images=False)
-    about = describe(learn, run.settings, {k: known[k] for k in FACTS})
+    about = {k: known[k] for k in (*FACTS, "confidence") if k in known}     # older runs have no confidence
+    about = describe(learn, run.settings, about)
     write_learner(learn, run.path / "learner.pkl", about)
     return learn
 
@@ -138,7 +140,7 @@ def in_fresh_process(path, images):
 
 def save_probs(path, images, probs):
     "What the fresh process does."
-    with one_line_errors(): np.save(probs, Predictor(path, "cpu").probs(np.load(images)).numpy())
+    with one_line_errors(): np.save(probs, Predictor(path, "cpu").probs(np.load(images)))
 
 
 def check_probs(name, want, got):

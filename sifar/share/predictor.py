@@ -1,44 +1,24 @@
 """An exported learner put to use: any image in, labels and probabilities out."""
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from fastai.data.transforms import Normalize
-from fastcore.all import chunked, first
-from torch import nn
-from torch.nn import functional as F
+from fastcore.all import chunked
 
 from ..data.image import VIEWS, read_image, read_views
 from ..errors import UserError
-from ..training.precision import pick_device
-from ..training.recipe import load_learner
+from ..runs.calibration import EPS, judge, with_temperature
+from .classifier import LearnerModel
+
+UNSURE = 0.5        # without a confidence, a model is sure of what is at least as likely
 
 
-class Classifier(nn.Module):
-    "`model` between normalisation and softmax: images (n,sz,sz,3) uint8 -> probabilities (n,c)."
-
-    def __init__(self, model, mean, std):
-        super().__init__()
-        self.model = model
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def normalize(self, x):
-        x = x.permute(0, 3, 1, 2).float() / 255             # (n,h,w,3) -> (n,3,h,w)
-        return (x - self.mean) / self.std
-
-    def logits(self, x): return self.model(self.normalize(x))
-
-    def forward(self, x): return self.logits(x).softmax(1)
-
-
-def get_classifier(learn):
-    "The Classifier in a learner, ready to predict, and the side of its images."
-    normalize = first(tfm for tfm in learn.dls.valid.after_batch.fs if isinstance(tfm, Normalize))
-    classifier = Classifier(learn.model, normalize.mean.cpu(), normalize.std.cpu()).eval()
-    read_image = learn.dls.valid.dataset.tls[0].tfms[0]         # ReadImage, of the list of images
-    return classifier, read_image.sz
+class Answer(NamedTuple):
+    "What a model says of a picture: its likeliest (label, probability), and sure, unsure or unknown."
+    top: list
+    verdict: str
 
 
 def check_positive(name, n):
@@ -58,11 +38,10 @@ class Predictor:
     def __init__(self, path, device="auto", views=1):
         if views not in VIEWS: raise UserError(f"views is {views!r}, but should be 1, 2 or 4.")
         self.views = views
-        learn = load_learner(path)
-        self.vocab, self.superclasses = list(learn.dls.vocab), learn.dls.data.superclasses
-        self.classifier, self.sz = get_classifier(learn)
-        self.device = pick_device(device)
-        self.classifier.to(self.device, memory_format=torch.channels_last)
+        self.model = LearnerModel(path, device)
+        self.vocab, self.superclasses = self.model.vocab, self.model.superclasses
+        self.sz, self.confidence = self.model.sz, self.model.about.get("confidence")
+        check_confidence(self.confidence)
 
     def read(self, image, *limits):
         """What the model sees of an image, as a Pillow image of `sz` x `sz` pixels.
@@ -70,34 +49,38 @@ class Predictor:
         limits: those of `read_image`."""
         return read_image(image, self.sz, *limits)
 
-    def tensor(self, images):
-        "The images as one tensor (n,sz,sz,3) uint8 on the device."
-        return torch.from_numpy(np.stack([np.asarray(img) for img in images])).to(self.device)
-
-    @torch.inference_mode()
     def probs(self, images):
-        "The probabilities (n,c) of images that `read` gave, or of an array (n,sz,sz,3) uint8."
-        return self.classifier(self.tensor(images)).cpu()
+        "The probabilities, an array (n,c), of images that `read` gave, or of an array (n,sz,sz,3) uint8."
+        return self.model.probs(np.stack([np.asarray(img) for img in images]))
 
-    @torch.inference_mode()
     def probs_of_views(self, seen):
         "The probabilities (n,c) of pictures, each a list of as many views: of the mean of their logits."
-        views = [view for views in seen for view in views]
-        logits = self.classifier.logits(self.tensor(views))                     # (n*views,c)
-        return logits.view(len(seen), self.views, -1).mean(1).softmax(1).cpu()
+        if self.views == 1: return self.probs([view for view, in seen])
+        probs = self.probs([view for views in seen for view in views])
+        # log(probs) are the logits, less one number for each row, which the sum takes out again
+        means = np.exp(np.log(probs + EPS).reshape(len(seen), self.views, -1).mean(1))
+        return means / means.sum(1, keepdims=True)
 
     def top(self, probs, k):
         "For each row of `probs` a list of the `k` likeliest (label, probability)."
         check_positive("k", k)
-        best, classes = probs.topk(min(k, len(self.vocab)))         # (n,k) each, the likeliest first
-        tops = []
-        for row, ps in zip(classes.tolist(), best.tolist()):
-            tops.append([(self.vocab[c], p) for c, p in zip(row, ps)])
-        return tops
+        best = np.argsort(-probs, axis=1, kind="stable")[:, :k]         # (n,k), the likeliest first
+        return [[(self.vocab[c], float(row[c])) for c in classes] for row, classes in zip(probs, best)]
 
     def predict(self, image, k=5):
         "The `k` likeliest classes of an image as a list of (label, probability), the likeliest first."
         return self.top(self.probs_of_views([read_views(image, self.sz, self.views)]), k)[0]
+
+    def answer(self, image, k=5):
+        """An Answer: the `k` likeliest labels of an image, and whether to trust them.
+
+        Its probabilities are those of the temperature that the export has found."""
+        probs = self.probs_of_views([read_views(image, self.sz, self.views)])
+        if not self.confidence:
+            verdict = "sure" if probs.max() >= UNSURE else "unsure"
+            return Answer(self.top(probs, k)[0], verdict)
+        tempered = with_temperature(probs, self.confidence["temperature"])
+        return Answer(self.top(tempered, k)[0], str(judge(probs, self.confidence)[0]))
 
     def predict_each(self, images, k=5, bs=64):
         """Yields for each of `images`, any iterable, what `predict` gives, or the UserError it raises.
@@ -126,21 +109,15 @@ class Predictor:
         return tops
 
     def heat_map(self, image, label):
-        """Where in an image the model finds `label`: Grad-CAM (sz,sz) from 0 to 1.
+        "Where in an image the model finds `label`: (sz,sz) from 0 to 1. None where it cannot tell."
+        return self.model.heat_map(np.array(self.read(image)), self.vocab.index(label))
 
-        None for a model that has no grid of features.
 
-        https://arxiv.org/abs/1610.02391"""
-        model = self.classifier.model
-        if not hasattr(model, "forward_features"): return None
-        x = self.classifier.normalize(self.tensor([self.read(image)]))
-        features = model.forward_features(x)                # (1,channels,h,w), of a grid
-        if features.ndim != 4 or features.shape[1] != getattr(model, "num_features", None): return None
-        score = model.forward_head(features)[0, self.vocab.index(label)]
-        grad, = torch.autograd.grad(score, features)
-        # each channel counts as much as the score grows with it, on average over the grid;
-        # relu: what speaks against the label is not shown
-        weights = grad.mean((2, 3), keepdim=True)           # (1,channels,1,1)
-        cam = F.relu((weights * features).sum(1, keepdim=True).detach())        # (1,1,h,w)
-        cam = cam / cam.max().clamp_min(1e-12)
-        return F.interpolate(cam, (self.sz, self.sz), mode="bilinear")[0, 0].cpu().numpy()
+def check_confidence(o):
+    "Raise a UserError for what is no dictionary as `fit_confidence` gives, or None."
+    if o is None: return
+    try:
+        figures = [o[k] for k in ("temperature", "threshold", "sure")]
+        ok = all(math.isfinite(figure) for figure in figures) and 0.01 <= figures[0] <= 100
+    except (TypeError, KeyError, OverflowError): ok = False
+    if not ok: raise UserError("The model.json is damaged, its confidence is none: export the run again.")
