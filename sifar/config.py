@@ -16,14 +16,14 @@ KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or
 
 # what the presets with Muon have in common
 MUON = {
-    "valid_pct": 0.0, "aug": "light", "augment": "batch", "bs": 512, "opt": "muon", "wd_norm": False,
+    "valid_pct": 0.0, "aug": "weak", "augment": "batch", "bs": 512, "opt": "muon", "wd_norm": False,
     "schedule": "linear"}
 PRESETS: dict[str, dict[str, Any]] = {
     "standard": {},
     "sprint": {
-        **MUON, "arch": "sprintnet", "epochs": 9, "sizes": "20x3,24x3,32x3", "aug": "weak",
-        "smoothing": 0.2, "warmup": 0.1},
-    "fast": {**MUON, "epochs": 18, "sizes": "16x4,20x4,24x4,28x3,32x3"},
+        **MUON, "arch": "sprintnet", "epochs": 13, "sizes": "20x4,24x5,32x4", "smoothing": 0.2,
+        "warmup": 0.1},
+    "fast": {**MUON, "epochs": 13, "sizes": "16x4,20x4,24x4,28x3,32x3", "smoothing": 0.2},
     "best": {
         **MUON, "epochs": 60, "sizes": "16x12,20x12,24x12,28x12,32x12", "cutmix": 1.0, "mix_prob": 0.5},
     "smoke": {"dataset": "digits", "arch": "resnet8", "epochs": 30, "bs": 32, "warmup": 0.2},

@@ -208,7 +208,7 @@ def test_help_shows_the_values_of_a_preset(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--preset", "fast", "--help"])
     out = " ".join(capsys.readouterr().out.split())
-    assert "--epochs INT passes over the training images (default: 18)" in out
+    assert "--epochs INT passes over the training images (default: 13)" in out
     assert "--opt sgd|muon|adamw" in out and "--lr FLOAT|auto" in out
 
 

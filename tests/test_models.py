@@ -14,7 +14,7 @@ def test_parameter_counts():
     assert params(get_model("resnet18", 100)) == 11_220_132
     assert params(get_model("resnet18", 10)) == 11_173_962
     assert params(get_model("resnet34", 100)) == 21_328_292
-    assert params(get_model("sprintnet", 100)) == 7_947_032
+    assert params(get_model("sprintnet", 100)) == 7_369_112
     assert set(ARCHS) == {*WIDTHS, "sprintnet"}
 
 
