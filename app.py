@@ -26,11 +26,12 @@ from sifar.cli import one_line_errors
 from sifar.errors import UserError
 from sifar.files import write_file
 from sifar.log import quiet_imports
+from sifar.share.guard import MAX_FILES, guarded, open_picture
 
 HERE = Path(__file__).parent
-MAX_FILES, MAX_MB = 100, 20                     # pictures at once; size of an upload
+MAX_MB = 20                                     # of an uploaded file
 KEPT = 300                                      # seconds that an upload is kept, at most three times that
-MIN_SIDE, MAX_PIXELS = 4, 50_000_000            # of a picture, looked at before it is decoded
+MIN_SIDE = 4                                    # of a picture, looked at before it is decoded
 UNSURE = 0.5                                    # below this probability the page says so
 NO_MODEL = """# No model yet
 
@@ -80,7 +81,7 @@ def read(predictor, file):
     size = path.stat().st_size
     if not size: raise UserError("The file is empty.")
     if size > MAX_MB * 2**20: raise UserError(f"The file is too large: at most {MAX_MB} MB are read.")
-    return predictor.read(path.read_bytes(), MIN_SIDE, MAX_PIXELS)
+    return predictor.read(open_picture(path.read_bytes(), predictor.sz), MIN_SIDE)
 
 
 def path_of(file):
@@ -162,7 +163,7 @@ def to_csv(rows):
 
 def no_formula(value):
     "A value of a table, marked as text where a spreadsheet would take it for a formula."
-    return f"'{value}" if str(value).startswith(("=", "+", "-", "@")) else value
+    return f"'{value}" if re.match(r"\s*[=+\-@＝＋－＠]|[\t\r\n]", str(value)) else value
 
 
 # ---- what the page computes ----
@@ -242,8 +243,10 @@ class Answers:
 # ---- how it is laid out ----
 
 # Gradio must not open what was uploaded, our code does: preprocess=False.
-# All events share one place in the queue, as a prediction uses all cores.
+# All events with one picture share one place in the queue, as a prediction uses all cores; those with many
+# share another one, so that nobody with one picture waits for a hundred.
 PUBLIC = {"preprocess": False, "concurrency_id": "model", "concurrency_limit": 1}
+MANY = {"concurrency_id": "many"}
 # One event sets all that belongs together, and the last one wins.
 PRIVATE = {**PUBLIC, "api_visibility": "private", "trigger_mode": "always_last",
            "show_progress": "minimal"}
@@ -267,7 +270,7 @@ def build(path):
         with gr.Tab("About"): gr.Markdown(about(path, predictor), elem_id="about")
         api = gr.Button(visible=False)          # Gradio offers programs only what an event calls
         api.click(answers.predict, image, labels, api_name="predict", **PUBLIC)
-        api.click(answers.predict_batch, files, table, api_name="predict_batch", **PUBLIC)
+        api.click(answers.predict_batch, files, table, api_name="predict_batch", **PUBLIC | MANY)
     # without status_update_rate each answer tells all who wait
     return page.queue(max_size=128, status_update_rate=1)
 
@@ -305,7 +308,7 @@ def many_pictures(answers):
     download = gr.DownloadButton("Download as CSV", interactive=False, variant="primary")
     shown = gr.Gallery(label="Pictures", columns=6, fit_columns=False, object_fit="contain",
                        height="auto", elem_id="shown")
-    files.change(answers.show_many, files, [table, shown, download], **PRIVATE)
+    files.change(answers.show_many, files, [table, shown, download], **PRIVATE | MANY)
     return files, table
 
 
@@ -347,16 +350,8 @@ def sweep():
                 if path.is_file() and time.time() - path.stat().st_mtime > KEPT: path.unlink()
 
 
-async def refuse_url(url, cache_dir):
-    """In the place of Gradio's download of an address that a client sends.
-
-    That reads the whole answer, however long it is."""
-    raise gr.Error("Send the picture itself, not its address.", print_exception=False)
-
-
 def prepare_gradio():
     "Take away what of Gradio a page for everybody should not have."
-    processing_utils.async_ssrf_protected_download = refuse_url
     processing_utils.save_pil_to_cache = picture_to_cache
     # Gradio asks itself whether it is up, which no proxy may answer
     direct = os.environ.get("no_proxy", os.environ.get("NO_PROXY")), "localhost", "127.0.0.1"
@@ -382,7 +377,7 @@ def main(args=None):
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
         theme = gr.themes.Soft(primary_hue="teal", **fonts)
         page.launch(theme=theme, css=CSS, footer_links=["api", "settings"],
-                    max_file_size=f"{MAX_MB}mb", show_error=False,
+                    max_file_size=f"{MAX_MB}mb", show_error=False, **guarded(page),
                     state_session_capacity=256)     # sessions of 40 kB each; by default 10,000
 
 

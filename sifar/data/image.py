@@ -3,7 +3,7 @@ import functools
 import io
 import math
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +39,17 @@ def read_views(o, sz, n, min_side=1, max_pixels=MAX_PIXELS):
 
     Errors: UserError for what is no image, is damaged, too small or too large."""
     name = o if isinstance(o, (str, Path)) else "The image"
+    with explained(name, max_pixels), open_image(o) as img:
+        check_size(img, name, min_side, max_pixels)
+        return fit_views(upright_rgb(img), sz, n)
+
+
+@contextmanager
+def explained(name, max_pixels):
+    "Whatever Pillow raises for the image `name` is a UserError that says so."
     # odd metadata, and sizes for which check_size is stricter; catch_warnings is not for threads
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    try:
-        with open_image(o) as img:
-            check_size(img, name, min_side, max_pixels)
-            return fit_views(upright_rgb(img), sz, n)
+    try: yield
     except UserError: raise
     except FileNotFoundError as e:
         raise UserError(f"{name} is missing.") from e
