@@ -5,9 +5,9 @@
 The columns are valid top-1, loss and images/s. All else is as in --preset fast, on images of 16 pixels,
 validation too; a tenth of the training images is held out, and the test set is not looked at."""
 import argparse
-import tempfile
 from dataclasses import replace
 
+from bench.sweep import fit
 from sifar.config import TrainConfig, flag
 from sifar.log import log_to_screen, quiet_imports
 
@@ -19,20 +19,6 @@ CHANGES = [
     {"mixup": 0.2}, {"cutmix": 1.0}, {"cutmix": 1.0, "mix_prob": 0.5},
     {"aug": "standard"}, {"aug": "trivial", "augment": "item"}, {"aug": "rand", "augment": "item"},
 ]
-
-
-def measure(cfg):
-    "The last row of the history of a run by `cfg` that is not kept."
-    from sifar.data.loaders import get_dls
-    from sifar.log import progress
-    from sifar.training.learner import get_learner, run_callbacks
-    with tempfile.TemporaryDirectory() as run:
-        learn = get_learner(get_dls(cfg), cfg, path=run)
-        learn.grow_images.run_valid = True
-        with learn.no_bar(), progress() as bar:
-            cbs, warmup = run_callbacks(learn, cfg, bar), cfg.warmup * cfg.epochs
-            learn.fit_warmup_cosine(cfg.epochs, warmup=warmup, cbs=cbs, fall=cfg.schedule)
-        return learn.history[-1]
 
 
 def named(name, value): return f"`{flag(name)}`" if value is True else f"`{flag(name)} {value}`"
@@ -48,14 +34,18 @@ def main():
     args = parser.parse_args()
     quiet_imports()
     log_to_screen()
+    from sifar.data.datasets import load_data
+    from sifar.training.callbacks import GrowImages
+    GrowImages.run_valid = True                 # the images of validation are as small
     base = TrainConfig(preset="fast", data=args.data, arch=args.arch, epochs=args.epochs, seed=args.seed,
                        sizes="16", valid_pct=0.1)
     print("| changed | valid top-1, % | valid loss | images/s |\n|---|---|---|---|", flush=True)
     for change in CHANGES:
         if args.only and change and not set(args.only) & set(change): continue
-        row = measure(replace(base, **change))
+        cfg = replace(base, **change)
+        row = fit(cfg, load_data(cfg))
         what = ", ".join(named(k, v) for k, v in change.items()) or "nothing"
-        top1, loss, rate = 100 * row["top1"], row["valid_loss"], row["images_per_second"]
+        top1, loss, rate = row["top1"], row["loss"], row["images_per_second"]
         print(f"| {what} | {top1:.2f} | {loss:.3f} | {rate:.0f} |", flush=True)
 
 
