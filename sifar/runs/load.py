@@ -1,10 +1,8 @@
 """The learner of a run folder: as it goes on, and with the weights that count."""
 import errno
-import pickle
-import struct
 from dataclasses import replace
 from pathlib import Path
-from zipfile import BadZipFile
+from types import NoneType
 
 import torch
 from fastcore.all import noop
@@ -12,17 +10,9 @@ from fastcore.all import noop
 from ..config import TrainConfig
 from ..data.loaders import get_dls, stand_in_dls
 from ..errors import UserError, one_line
-from ..training.callbacks import RunLog, SaveBest, fingerprint, load_weights
+from ..training.callbacks import DAMAGED, RunLog, SaveBest, fingerprint, load_weights
 from ..training.learner import get_learner
 from .run import Run, last_checkpoint
-
-# What torch.load raises for files that are cut off, have wrong bytes, or are something else:
-# found with 5,000 files that were changed at random.
-NO_CHECKPOINT = (pickle.UnpicklingError, BadZipFile, EOFError, RuntimeError, ValueError, struct.error,
-                 IndexError, KeyError, AttributeError, TypeError, AssertionError)
-# What load_state_dict of torch and of fastai raises for the state of another model or optimizer.
-NO_FIT = RuntimeError, ValueError, KeyError, AttributeError, TypeError, AssertionError
-
 
 # ---- to go on ----
 
@@ -38,7 +28,7 @@ def resume(learn, cbs):
     for cb in cbs:
         if isinstance(cb, RunLog): cb.history = state["history"]
         if isinstance(cb, SaveBest):
-            cb.best = read_best(state, learn.path)
+            cb.best = state["best"]
             check_best(learn.path, state)
     if hasattr(learn, "ema"):
         if "ema" not in state: raise damaged(learn.path, "it has no ema")
@@ -66,7 +56,7 @@ def last_state(run):
         # torch seeks to before the beginning of a file that was cut off
         if e.errno == errno.EINVAL: raise damaged(run, e) from e
         raise
-    except NO_CHECKPOINT as e: raise damaged(run, e) from e
+    except DAMAGED as e: raise damaged(run, e) from e
     if problem := check_state(state): raise damaged(run, problem)
     return state
 
@@ -77,7 +67,8 @@ def check_state(state):
     kinds = {"epoch": int, "data": dict, "model": dict, "opt": dict, "history": list}
     for k, kind in kinds.items():
         if not isinstance(state.get(k), kind): return f"{k} is no {kind.__name__}"
-    if "best" not in state: return "it has no best"
+    # None where there is no valid set
+    if not isinstance(state.get("best", ""), (float, NoneType)): return "best is no number"
     ema = state.get("ema", {"model": {}})                   # there with --ema alone
     if not isinstance(ema, dict) or "model" not in ema: return "its ema has no model"
     if state["epoch"] != len(state["history"]): return "epochs and history differ"
@@ -86,16 +77,10 @@ def check_state(state):
     return None
 
 
-def read_best(state, run):
-    "The best accuracy on valid so far."
-    try: return float(state["best"])
-    except (TypeError, ValueError) as e: raise damaged(run, e) from e
-
-
 def fill(target, state, run):
     "Load a part of models/last.pth into a model or an optimizer. Errors: UserError."
     try: target.load_state_dict(state)
-    except NO_FIT as e: raise damaged(run, e) from e
+    except DAMAGED as e: raise damaged(run, e) from e
 
 
 def damaged(run, why):
