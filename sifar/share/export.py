@@ -21,6 +21,7 @@ from ..files import ROOT, write_file
 from ..log import log
 from ..runs.load import load_run
 from ..runs.run import Run
+from ..training.recipe import get_recipe
 from .classifier import get_classifier
 from .predictor import Predictor
 
@@ -84,15 +85,9 @@ def remove_stale(folder):
 
 def describe(learn, cfg, about):
     "What model.json says of a run, without the folders of this machine; `about` are its FACTS."
-    classifier, sz = get_classifier(learn)
     return {
-        "classes": list(learn.dls.vocab),
-        "superclasses": learn.dls.data.superclasses,
-        "size": sz,
-        "mean": classifier.mean.flatten().tolist(),
-        "std": classifier.std.flatten().tolist(),
+        **get_recipe(learn),
         "dataset": PureWindowsPath(cfg.dataset).name,           # it splits at both \ and /
-        "arch": cfg.arch,
         **about,
         "commands": [without_folders(line) for line in about["commands"]],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
