@@ -109,13 +109,11 @@ def check_about(about):
 
     Errors: ValueError, KeyError or TypeError, where it has other parts than it should."""
     check_type("it", about, dict)
-    check_type("settings", about["settings"], dict)
-    check_type("versions", about.get("versions", {}), dict)
-    check_type("commands", about.get("commands", []), list)
+    for name, kind in {"settings": dict, "versions": dict, "commands": list, "data": dict}.items():
+        check_type(name, about.get(name, kind()), kind)
     for line in about.get("commands", []):
         check_type("a command", line, str)
         shlex.split(line)                           # ValueError for a quotation mark that is alone
-    check_type("data", about.get("data", {}), dict)
     check_type("fingerprint", about.get("data", {}).get("fingerprint", {}), dict)
 
 
