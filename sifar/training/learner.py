@@ -1,11 +1,7 @@
 """Data, model, loss, optimizer, metrics and callbacks put together as a fastai Learner."""
-from functools import partial
-
 import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.training import GradientClip
-from fastai.losses import LabelSmoothingCrossEntropy
-from fastai.metrics import accuracy, top_k_accuracy
 from fastai.torch_core import set_seed
 
 from ..config import parse_sizes
@@ -48,9 +44,7 @@ def get_learner(dls, cfg, path="."):
     dls.to(device)
     dtype = pick_precision(cfg.precision, device)
     return RecipeLearner(
-        dls, model, cfg.arch, path=path, **get_opt(cfg, dtype),
-        loss_func=LabelSmoothingCrossEntropy(eps=cfg.smoothing),
-        metrics=[accuracy, partial(top_k_accuracy, k=min(5, dls.c))],
+        dls, model, cfg.arch, cfg.smoothing, path=path, **get_opt(cfg, dtype),
         cbs=training_callbacks(cfg, device, dtype))
 
 

@@ -52,10 +52,14 @@ DAMAGED = (
 
 
 class RecipeLearner(Learner):
-    "fastai's Learner of the model `arch`, which is exported as a recipe to make it again, and weights."
+    """fastai's Learner of the model `arch`, which is exported as a recipe to make it again, and weights.
 
-    def __init__(self, dls, model, arch, **kwargs):
-        super().__init__(dls, model, **kwargs)
+    Its loss is smoothed, and its metrics are top-1 and top-5 accuracy."""
+
+    def __init__(self, dls, model, arch, smoothing=0.1, **kwargs):
+        loss_func = LabelSmoothingCrossEntropy(eps=smoothing)
+        metrics = [accuracy, partial(top_k_accuracy, k=min(5, dls.c))]
+        super().__init__(dls, model, loss_func=loss_func, metrics=metrics, **kwargs)
         self.arch = arch
 
     # of all that pickle would store of a learner, it stores a call: restore(text, weights)
@@ -162,9 +166,7 @@ def build(text, weights):
     model.load_state_dict(tensors)
     stats = recipe["mean"], recipe["std"]
     dls = empty_dls(sz, vocab, recipe["superclasses"], stats).to(weights.device)
-    metrics = [accuracy, partial(top_k_accuracy, k=min(5, len(vocab)))]
-    loss_func = LabelSmoothingCrossEntropy(eps=0.1)
-    return RecipeLearner(dls, model.eval(), arch, loss_func=loss_func, metrics=metrics)
+    return RecipeLearner(dls, model.eval(), arch)
 
 
 def read_json(text, most=MAX_JSON):
