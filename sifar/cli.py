@@ -103,13 +103,13 @@ def metavar(hint):
 
 def without_flags(args, *names):
     "The command line `args` without the flags of these settings and their values."
+    flags = {flag(name): name for name in names}
     kept, skip = [], False
-    for o in args:
-        name = o.split("=")[0].replace("_", "-")
-        known = [k for k in names if name == flag(k)]
-        if known: skip = "=" not in o and not isinstance(getattr(TrainConfig, known[0]), bool)
-        elif skip: skip = False
-        else: kept.append(o)
+    for arg in args:
+        name = flags.get(with_hyphens(arg).split("=")[0])
+        if name: skip = "=" not in arg and not isinstance(getattr(TrainConfig, name), bool)
+        elif skip: skip = False                 # the value of the flag before it
+        else: kept.append(arg)
     return kept
 
 
