@@ -57,22 +57,23 @@ class Precision(MixedPrecision):
 
     def before_batch(self):
         "Wrap just this forward pass, so that no exception can leave autocast switched on."
-        self.unwrap()
+        unwrap(self.model)
         model, forward = self.model, self.model.forward
 
         def fast(*args):
-            model.__dict__.pop("forward", None)         # for this pass only
+            unwrap(model)               # for this pass only
             with self.autocast, small_convs(self.dls.device, self.dtype): return forward(*args)
         model.forward = fast
 
     def after_loss(self):
         "Nothing: fastai's own leaves its autocast here, and ours is left already."
 
-    def after_cancel_batch(self): self.unwrap()
+    def after_cancel_batch(self): unwrap(self.model)
 
-    def unwrap(self):
-        "Take the wrapped forward pass off the model: its class has the plain one."
-        self.model.__dict__.pop("forward", None)
+
+def unwrap(model):
+    "Take off `model` the forward pass that was put over it: its class has the plain one."
+    model.__dict__.pop("forward", None)
 
 
 class StartAt(Callback):

@@ -4,6 +4,7 @@ A GPU is done with the some 500 kernels of a small batch before its host has sta
 import torch
 from fastai.learner import Callback
 
+from .callbacks import unwrap
 from .precision import needs_autocast
 
 
@@ -23,11 +24,11 @@ class CudaGraphs(Callback):
         x = self.x.as_subclass(torch.Tensor)
         # a model that is partly frozen has other kernels
         key = x.shape, sum(p.requires_grad for p in self.model.parameters())
-        self.unwrap()
+        unwrap(self.model)
         if key not in self.passes: self.passes[key] = self.record(x)
 
         def replay(x):
-            self.unwrap()                               # for this pass only
+            unwrap(self.model)                          # for this pass only
             return self.passes[key](x.as_subclass(torch.Tensor))
         self.model.forward = replay
 
@@ -40,12 +41,8 @@ class CudaGraphs(Callback):
         for b, old in zip(self.model.buffers(), kept): b.copy_(old)
         return self.model.__dict__.pop("forward")       # where torch has put it
 
-    def after_cancel_batch(self): self.unwrap()
+    def after_cancel_batch(self): unwrap(self.model)
     def after_fit(self): self.passes = {}
-
-    def unwrap(self):
-        "Take the wrapped forward pass off the model: its class has the plain one."
-        self.model.__dict__.pop("forward", None)
 
 
 class Recorded:
