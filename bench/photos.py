@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 
 from sifar import Predictor, UserError
 from sifar.cli import one_line_errors
-from sifar.data.folder import visible_files
 from sifar.data.image import VIEWS, read_views, upright_rgb
+from sifar.data.layout import visible_files
 from sifar.log import quiet_imports
 from sifar.runs.calibration import fit_confidence, judge, unknown_figures
 

@@ -121,7 +121,7 @@ class TrainConfig:
 
     def __post_init__(self):
         self.check_types()
-        if self.dataset not in DATASETS and Path(self.dataset).is_dir():
+        if is_own(self.dataset) and Path(self.dataset).is_dir():
             # an absolute path, so that the run can be resumed from any folder
             object.__setattr__(self, "dataset", str(Path(self.dataset).resolve()))
         self.check_ranges()
@@ -228,6 +228,11 @@ def check_dataset(name):
     if Path(name).is_dir(): return
     also = "or the path of a folder of images; there is none of this name"
     nearest("data set", str(name), DATASETS, also, 0.75)
+
+
+def is_own(dataset):
+    "Whether a data set is pictures of one's own."
+    return dataset not in DATASETS
 
 
 def flag(name): return f"--{name.replace('_', '-')}"

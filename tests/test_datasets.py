@@ -225,10 +225,11 @@ def test_a_link_around_itself_an_odd_name_and_a_split_without_images_are_errors(
     (image_folder / "train" / "loop").symlink_to("..")
     with pytest.raises(UserError, match="is a link to a folder that it lies in"):
         load(image_folder, data=str(tmp_path))
-    (image_folder / "train" / "loop").rename(image_folder / "train" / "two\nlines")
+    (image_folder / "train" / "loop").unlink()
+    (image_folder / "train" / "two\nlines").mkdir()
     with pytest.raises(UserError, match="cannot be shown: rename it"):
         load(image_folder, data=str(tmp_path))
-    (image_folder / "train" / "two\nlines").unlink()
+    (image_folder / "train" / "two\nlines").rmdir()
     for o in (image_folder / "test").rglob("*.png"):
         o.unlink()
     for o in ("cat", "dog"):

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..config import TrainConfig, check_dataset
+from ..config import TrainConfig, check_dataset, is_own
+from ..log import log
 from .cifar import CIFARS, read_cifar
 from .folder import read_folder
 from .splits import SPLITS, stratified_split
@@ -50,7 +51,26 @@ def load_data(cfg: TrainConfig):
     images, labels, split, vocab, extra = data
     train, valid, test = (np.flatnonzero(split == o) for o in SPLITS)
     if not len(valid): train, valid = stratified_split(train, labels, cfg.valid_pct, cfg.seed)
-    return ImageData(images, labels, vocab, train, valid, test, **extra)
+    data = ImageData(images, labels, vocab, train, valid, test, **extra)
+    if is_own(cfg.dataset): say_classes(data)
+    return data
+
+
+def say_classes(data, most=10):
+    "Log the classes of a folder, how many pictures they have, and which have none to choose or to test on."
+    names = data.vocab if len(data.vocab) <= most else [*data.vocab[:5], "...", *data.vocab[-3:]]
+    labels = {split: data.labels[getattr(data, split)] for split in SPLITS}
+    counts = {split: np.bincount(y, minlength=len(data.vocab)) for split, y in labels.items()}
+    few, many = (data.vocab[c] for c in (counts["train"].argmin(), counts["train"].argmax()))
+    log.info("%d classes: %s", len(data.vocab), ", ".join(names))
+    log.info("%s; training images of a class: %d (%s) to %d (%s)",
+             ", ".join(f"{n.sum():,} {split}" for split, n in counts.items()),
+             counts["train"].min(), few, counts["train"].max(), many)
+    for split in ("valid", "test"):
+        without = [c for c, n in zip(data.vocab, counts[split]) if not n]
+        if not without or not counts[split].any(): continue
+        more = ", ..." if len(without) > most else ""
+        log.warning("No %s image of: %s%s", split, ", ".join(without[:most]), more)
 
 
 def unknown_images(dataset):

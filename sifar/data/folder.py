@@ -1,7 +1,6 @@
 """A folder of one's own pictures as an array, read once and kept."""
 import hashlib
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +9,7 @@ from ..errors import UserError
 from ..files import write_file
 from ..log import log
 from .image import GEOMETRY, read_image
+from .layout import list_folder, trained_on
 from .splits import stratified_split
 
 
@@ -23,7 +23,8 @@ def read_folder(path, sz, cache):
     say_skipped(listed, bad)
     if len(bad) > 0.1 * len(listed):
         share = f"{len(bad)} of {len(listed)} files cannot be read as images, more than 10 %"
-        raise UserError(f"{path}: {share}: mend or remove them.")
+        i, why = next(iter(bad.items()))
+        raise UserError(f"{path}: {share}: mend or remove them. The first: {listed[i][2].name} {why}")
     good = [entry for i, entry in enumerate(listed) if i not in bad]
     vocab = check_readable(path, listed, good)
     index = {c: i for i, c in enumerate(vocab)}
@@ -42,11 +43,6 @@ def say_skipped(listed, bad, most=20):
     if len(bad) > most: log.warning("Skipped %d more unreadable files", len(bad) - most)
 
 
-def trained_on(listed):
-    "The classes of the training images; without folders of splits all images are."
-    return {c for split, c, _ in listed if split in ("", "train")}
-
-
 def check_readable(path, listed, good):
     "The class names, sorted. Errors: UserError for a split or class without a `good` image."
     for split in {split for split, *_ in listed} - {split for split, *_ in good}:
@@ -55,79 +51,6 @@ def check_readable(path, listed, good):
     for c in vocab:
         if c not in readable: raise UserError(f"{path}: class {c!r} has no readable training image.")
     return vocab
-
-
-def list_folder(path):
-    "The files below `path`: a list of (split or '', class, file). Errors: UserError for wrong classes."
-    listed = []
-    parts = split_folders(path)
-    for split, root in parts or [("", path)]:
-        if parts and not folders(root):
-            where = f"{root}{os.sep}<class>{os.sep}"
-            raise UserError(f"{root} has no class folders: its images belong into {where}.")
-        for c in folders(root):
-            files = visible_files(c)
-            if not files:
-                why = "is an empty class, or may not be read"
-                raise UserError(f"{c} {why}: put images into it, or remove it.")
-            listed += [(split, c.name, file) for file in files]
-    vocab = trained_on(listed)
-    if len(vocab) < 2:
-        few = "1 class" if vocab else "0 classes"
-        where = "put images into train/<class>/, or into <class>/"
-        raise UserError(f"{path} has {few}, but training needs two or more: {where}.")
-    for split, c, file in listed:
-        if c not in vocab: raise UserError(f"{file.parent}: class {c!r} of {split}/ is missing in train/.")
-    return listed
-
-
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
-    "test": "test", "testing": "test"}
-
-
-def split_folders(path):
-    "The folders of splits in `path` as a list of (split, folder). Errors: UserError where they are unclear."
-    parts, others = [], []
-    for folder in folders(path):
-        split = SPLIT_NAMES.get(folder.name.lower())
-        if split: parts.append((split, folder))
-        else: others.append(f"{folder.name}/")
-    splits = [split for split, _ in parts]
-    if parts and (splits.count("train") != 1 or len(set(splits)) < len(splits)):
-        found = ", ".join(f"{folder.name}/" for _, folder in parts)
-        raise UserError(f"{path} has {found}: it needs one train/, and at most one each of valid/ and test/.")
-    if parts and others:
-        name = parts[0][1].name
-        raise UserError(
-            f"{path} has {', '.join(others)} beside {name}/: only train/, valid/ and test/ are read there. "
-            f"Move what is no split away, or rename a class that is called {name}.")
-    return parts
-
-
-# what systems leave in folders
-NO_IMAGES = "Thumbs.db", "desktop.ini", "__MACOSX"
-
-
-def visible_files(path):
-    "The files in the folder `path` and below, but for hidden ones and what systems leave there."
-    def is_visible(file):
-        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        return file.is_file() and file.name not in NO_IMAGES and not hidden
-    return sorted(filter(is_visible, path.rglob("*")))
-
-
-def folders(path):
-    "The folders in `path`. Errors: UserError for a name that cannot be shown, a link to a folder around it."
-    def is_class(folder):
-        return folder.is_dir() and not folder.name.startswith(".") and folder.name not in NO_IMAGES
-    found = sorted(filter(is_class, path.iterdir()))
-    for folder in found:
-        if not folder.name.isprintable():
-            raise UserError(f"{path} has a folder {folder.name!r}, whose name cannot be shown: rename it.")
-        if path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{folder} is a link to a folder that it lies in: remove it.")
-    return found
 
 
 def read_images(path, files, sz, cache):

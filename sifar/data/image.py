@@ -3,7 +3,7 @@ import functools
 import io
 import math
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,9 @@ def formats():
     EPS and WMF are handed to other programs; the others do not say how large a picture is before it is
     decoded."""
     Image.init()
+    with suppress(ImportError):     # HEIC, the format of phones, where pillow-heif is installed
+        import pillow_heif
+        pillow_heif.register_heif_opener()
     return [name for name in Image.ID if name not in ("EPS", "WMF", "ICO", "CUR", "ICNS", "BLP")]
 
 
@@ -56,6 +59,8 @@ def explained(name, max_pixels):
     except Image.DecompressionBombError as e:
         raise UserError(f"{name} is too large: at most {max_pixels // 10**6} million pixels are read.") from e
     except UnidentifiedImageError as e:
+        if Path(str(name)).suffix.lower() in (".heic", ".heif"):
+            raise UserError(f"{name} is HEIC: pip install pillow-heif, or convert it to JPEG.") from e
         known = "JPEG, PNG, WebP, GIF, BMP or TIFF"
         raise UserError(f"{name} is not an image that can be read here, such as {known}.") from e
     # Pillow's decoders raise anything for a damaged file

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..config import FREE_ON_RESUME, TrainConfig, flag, parse_sizes
+from ..config import FREE_ON_RESUME, TrainConfig, flag, is_own, parse_sizes
 from ..errors import UserError, explain, name_batch_size
 from ..files import write_file
 from ..log import command, log, log_to_file
@@ -244,7 +244,9 @@ def new_folder(cfg):
 def check_resumable(old, new):
     "Refuse to resume with settings that would change the result; more epochs are allowed."
     before, now = asdict(old), asdict(new)
-    changed = [k for k in now if k not in FREE_ON_RESUME and now[k] != before[k]]
+    # a folder may have been moved: what is in it is compared later
+    free = (*FREE_ON_RESUME, "dataset") if is_own(old.dataset) and is_own(new.dataset) else FREE_ON_RESUME
+    changed = [k for k in now if k not in free and now[k] != before[k]]
     if changed == ["epochs"] and new.epochs > old.epochs: return
     if changed:
         listed = ", ".join(f"{flag(k)} {now[k]} (was {before[k]})" for k in changed)
@@ -257,6 +259,7 @@ def open_run(cfg):
     """The run folder that `cfg` asks for, with a training_log.txt that takes the log while it is open.
 
     Errors: UserError where another process trains in it, or where the memory is used up."""
+    above = [folder for folder in run_path(cfg).parents[:2] if not folder.exists()]
     run = Path(cfg.resume) if cfg.resume else new_folder(cfg)
     lock = get_lock(run)
     for path in run.rglob("*.tmp"): path.unlink()           # half-written when it was killed
@@ -279,7 +282,10 @@ def open_run(cfg):
         handler.close()
         lock.release()
         trained = cfg.resume or last_checkpoint(run).exists()
-        if not trained: shutil.rmtree(run, ignore_errors=True)
+        if not trained:
+            shutil.rmtree(run, ignore_errors=True)
+            for folder in above:
+                with suppress(OSError): folder.rmdir()          # of other runs, it is not empty
 
 
 def get_lock(run):
@@ -297,12 +303,21 @@ def get_lock(run):
 
 def say_start(run, cfg):
     log.info("%s in %s", "Going on" if cfg.resume else "Training", run)
-    if not cfg.resume: return
+    if not cfg.resume: return say_namesakes(run, cfg)
     before = read_settings(run).epochs
     if cfg.epochs > before:
         log.info("%d epochs instead of %d: "
                  "from here on learning rate and --sizes follow the longer schedule",
                  cfg.epochs, before)
+
+
+def say_namesakes(run, cfg):
+    "Say where the runs beside `run` are of another folder of the same name."
+    others = set()
+    for config in run.parent.glob("*/config.json"):
+        with suppress(UserError): others.add(read_settings(config.parent).dataset)
+    for other in sorted(others - {cfg.dataset}):
+        log.info("Careful: %s also holds runs of %s: --runs keeps them apart", run.parent, other)
 
 
 def describe_run(run, cfg, learn):

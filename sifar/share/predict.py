@@ -44,7 +44,7 @@ def list_images(paths):
     """The files among `paths`, and those in the folders among them, as visible_files has them.
 
     Errors: UserError."""
-    from ..data.folder import visible_files
+    from ..data.layout import visible_files
     files: list[Path] = []
     for path in paths:
         if not path.exists(): raise UserError(f"{path} is missing.")

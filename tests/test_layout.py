@@ -1,0 +1,197 @@
+"""Folders of pictures as people have them: read as they are meant, or refused with what would mend it."""
+
+import json
+import re
+import shutil
+from collections import Counter
+
+import pytest
+from conftest import on_pictures, write_images
+
+import train
+from sifar import TrainConfig, UserError
+from sifar.data.datasets import load_data
+from sifar.runs import report
+
+
+def make(root, *folders, n=4):
+    "Pictures in each of `folders` below `root`."
+    for name in folders:
+        write_images(root / name, n, (220, 60, 30) if "cat" in name else (30, 60, 220))
+    return root
+
+
+def load(folder, tmp_path, **kwargs):
+    return load_data(TrainConfig(dataset=str(folder), data=str(tmp_path / "data"), **kwargs))
+
+
+def refusal(folder, tmp_path, **kwargs):
+    with pytest.raises(UserError) as e:
+        load(folder, tmp_path, **kwargs)
+    assert "\n" not in e.value.text
+    return e.value.text
+
+
+def sizes(data):
+    return len(data.train), len(data.valid), len(data.test)
+
+
+def run(*args):
+    train.main([str(o) for o in args])
+
+
+# ---- levels ----
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ("training_set", "test_set"),
+        ("Training", "Testing"),
+        ("images/train", "images/test"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("asl_alphabet_train", "asl_alphabet_test"),
+        ("train_images", "test_images"),
+        ("TrainData", "TestData"),
+        ("Dataset/pets/TRAIN", "Dataset/pets/TEST"),
+    ],
+)
+def test_splits_are_found_as_they_are_called(tmp_path, first, second):
+    make(tmp_path / "pets", *(f"{split}/{c}" for split in (first, second) for c in ("cat", "dog")))
+    data = load(tmp_path / "pets", tmp_path, valid_pct=0.25)
+    assert data.vocab == ["cat", "dog"] and sizes(data) == (6, 2, 8)
+
+
+def test_splits_inside_each_class_are_understood(tmp_path):
+    make(tmp_path / "pets", *(f"{c}/{split}" for split in ("train", "val") for c in ("cat", "dog")))
+    data = load(tmp_path / "pets", tmp_path)
+    assert data.vocab == ["cat", "dog"] and sizes(data) == (8, 8, 0)
+    cats = data.images[data.train][data.labels[data.train] == 0]
+    assert cats[..., 0].mean() > 150 > cats[..., 2].mean(), "cats are the red ones"
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    make(tmp_path / "things", "steam_train", "test_tube", "car", n=10)
+    assert load(tmp_path / "things", tmp_path).vocab == ["car", "steam_train", "test_tube"]
+
+
+@pytest.mark.parametrize(
+    "folders, words",
+    [
+        (("train_images/cat", "train_images/dog", "test/cat"), "rename train_images/ to train/"),
+        (("cat_train", "cat_test", "dog_train", "dog_test"), "rename cat_test/ to test/cat/, cat_train/ to"),
+        (("seg_train/cat", "seg_train/dog", "seg_test/cat", "seg_pred"), "seg_pred/ beside seg_test/"),
+        (("cat/train", "cat/test", "dog"), "move its images to .*pets/test/cat/"),
+        (("cat", "dog", "pets/cat", "pets/dog"), "called like classes beside it .*--dataset .*pets/pets"),
+        (("Greek/alpha", "Greek/beta", "Latin/a", "Latin/b", "Latin/c"), "--dataset .*pets/Latin;"),
+        (("Dataset/cat", "Dataset/dog", "Examples"), "--dataset .*pets/Dataset;"),
+        (("train/cat", "train/dog", "test_set/cat", "train/cat/valid"), "rename test_set/ to test/"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_what_would_mend_it(tmp_path, folders, words):
+    text = refusal(make(tmp_path / "pets", *folders), tmp_path)
+    assert re.search(words, text), text
+
+
+def test_folders_that_are_no_classes_are_named(tmp_path, caplog):
+    caplog.set_level("INFO")
+    make(tmp_path / "pets", "cat", "dog", "_sample_images", "__pycache__", "@eaDir", n=10)
+    (tmp_path / "pets" / "css").mkdir()
+    (tmp_path / "pets" / "css" / "page.css").write_text("no picture")
+    assert load(tmp_path / "pets", tmp_path).vocab == ["cat", "dog"]
+    assert "no classes: _sample_images/, css/" in caplog.text
+
+
+@pytest.mark.parametrize("script", [(), ("--dry-run",), ("--show-batch",)])
+def test_every_start_says_classes_counts_and_splits(tmp_path, capsys, script):
+    make(tmp_path / "things", *(f"train/c{i:02}" for i in range(12)), "train/c03/more")
+    make(tmp_path / "things", *(f"valid/c{i:02}" for i in range(11)), n=1)
+    run(*on_pictures(tmp_path / "things", tmp_path), *script)
+    out = capsys.readouterr().out
+    assert "12 classes: c00, c01, c02, c03, c04, ..., c09, c10, c11" in out
+    assert "52 train, 11 valid, 0 test; training images of a class: 4 (c00) to 8 (c03)" in out
+    assert "No valid image of: c11" in out and "No test image" not in out
+
+
+# ---- what lies in a folder ----
+
+
+def test_what_sifar_wrote_is_never_data(tmp_path, monkeypatch, capsys):
+    home = make(tmp_path / "home", "cat", "dog", n=10)
+    small = "--arch", "resnet8", "--epochs", 1
+    monkeypatch.chdir(home)
+    for _ in range(2):
+        run("--dataset", ".", *small)
+        run("--dataset", ".", *small[:2], "--show-batch")
+    monkeypatch.chdir(tmp_path)
+    run("--dataset", home, *small, "--data", home / "data")
+    assert capsys.readouterr().out.count("2 classes: cat, dog") == 5
+    make(home / "data", "cat", "dog", n=10)
+    monkeypatch.chdir(home)
+    for _ in range(2):
+        run("--dataset", "data", *small)
+    assert capsys.readouterr().out.count("16 train, 2 valid, 2 test; ") == 2
+
+
+def test_links_to_folders_are_followed_and_what_systems_leave_is_not_read(tmp_path):
+    make(tmp_path / "pets", "cat", "dog", n=10)
+    make(tmp_path, "elsewhere", n=8)
+    (tmp_path / "pets" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    for name in ("@eaDir", "$RECYCLE.BIN", "System Volume Information", ".ipynb_checkpoints"):
+        make(tmp_path / "pets" / "dog", name)
+    (tmp_path / "pets" / "dog" / "._000.png").write_bytes(b"of a Mac")
+    data = load(tmp_path / "pets", tmp_path)
+    assert Counter(data.labels.tolist()) == {0: 18, 1: 10}
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "pets")
+    assert "is a link to a folder that it lies in" in refusal(tmp_path / "pets", tmp_path)
+
+
+def test_annotations_are_one_line_and_not_unreadable(tmp_path, caplog):
+    caplog.set_level("INFO")
+    make(tmp_path / "pets", "images/cat", "images/dog", n=10)
+    (tmp_path / "pets" / "labels").mkdir()
+    for i in range(10):
+        for name in ("images/cat/{}.xml", "images/dog/{}.txt", "images/{}.json", "labels/{}.md"):
+            (tmp_path / "pets" / name.format(i)).write_text("no picture")
+    assert len(load(tmp_path / "pets", tmp_path).images) == 20
+    assert "no pictures (.json, .txt, .xml): 30" in caplog.text and "Skipped" not in caplog.text
+
+
+def test_heic_names_what_to_do(tmp_path):
+    make(tmp_path / "pets", "cat", "dog", n=4)
+    for i in range(4):
+        (tmp_path / "pets" / "cat" / f"{i}.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    text = refusal(tmp_path / "pets", tmp_path)
+    assert "4 of 12 files cannot be read" in text and "0.HEIC is HEIC: pip install pillow-heif" in text
+
+
+def test_a_failed_read_leaves_nothing_behind(tmp_path, capsys):
+    make(tmp_path / "pets", "cat")
+    with pytest.raises(SystemExit):
+        run(*on_pictures(tmp_path / "pets", tmp_path))
+    assert "1 class," in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_two_folders_of_one_name_do_not_share_runs_in_silence(tmp_path, capsys):
+    for where in ("a", "b"):
+        make(tmp_path / where / "pets", "cat", "dog", n=10)
+        run(*on_pictures(tmp_path / where / "pets", tmp_path), "--name", where)
+    lines = [o for o in capsys.readouterr().out.splitlines() if "also holds runs of" in o]
+    assert len(lines) == 1 and str(tmp_path / "a" / "pets") in lines[0]
+
+
+def test_a_run_goes_on_where_its_folder_was_moved_to(tmp_path, capsys):
+    make(tmp_path / "pets", "cat", "dog", n=10)
+    run(*on_pictures(tmp_path / "pets", tmp_path), "--name", "a")
+    path, new = tmp_path / "runs" / "pets" / "a", tmp_path / "new" / "animals"
+    shutil.copytree(tmp_path / "pets", new)
+    shutil.rmtree(tmp_path / "pets")
+    run("--resume", path, "--dataset", new, "--epochs", 2)
+    assert json.loads((path / "metrics.json").read_text())["epochs"] == 2
+    (path / "metrics.json").unlink()
+    report.main([str(path)])
+    assert (path / "metrics.json").exists(), "the report finds it"
+    make(tmp_path / "other", "cat", "dog", n=11)
+    with pytest.raises(SystemExit):
+        run("--resume", path, "--dataset", tmp_path / "other")
+    assert "was trained on other data" in capsys.readouterr().err
