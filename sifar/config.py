@@ -2,6 +2,7 @@
 import difflib
 import os
 import re
+import shutil
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -47,7 +48,9 @@ class TrainConfig:
     preset: Literal["standard", "sprint", "fast", "best", "smoke"] = "standard"
     "recipe that the other flags override"
     dataset: str = "cifar100"
-    "cifar100, cifar10, digits, or path of an image folder"
+    "cifar100, cifar10, digits, or path of an image folder, or of a zip or tar file of one"
+    labels: str | None = None
+    "table (CSV) of the files in the folder and their classes"
     data: str = field(default_factory=lambda: os.environ.get("SIFAR_DATA", "data"))
     "folder of the data sets (or set SIFAR_DATA)"
     valid_pct: float = 0.1
@@ -121,9 +124,10 @@ class TrainConfig:
 
     def __post_init__(self):
         self.check_types()
-        if is_own(self.dataset) and Path(self.dataset).is_dir():
-            # an absolute path, so that the run can be resumed from any folder
+        # absolute paths, so that the run can be resumed from any folder
+        if is_own(self.dataset) and has_pictures(self.dataset):
             object.__setattr__(self, "dataset", str(Path(self.dataset).resolve()))
+        if self.labels: object.__setattr__(self, "labels", str(Path(self.labels).resolve()))
         self.check_ranges()
         self.check_together()
 
@@ -167,6 +171,8 @@ class TrainConfig:
         if not self.arch.startswith("timm:"): nearest("architecture", self.arch, ARCHS, "or timm:NAME")
         if self.sz != 32 and self.dataset in DATASETS:
             raise UserError(f"--sz {self.sz} is for folders of images: {self.dataset} has 32 pixels.")
+        if self.labels and not is_own(self.dataset):
+            raise UserError(f"--labels is for folders of images: {self.dataset} has labels.")
         if self.sizes is not None and not all(8 <= side <= self.sz for side in parse_sizes(self.sizes)):
             rule = f"each has to be between 8 and --sz {self.sz} pixels"
             raise UserError(f"--sizes {self.sizes} is out of range: {rule}.")
@@ -225,9 +231,17 @@ FREE_ON_RESUME = (
 
 def check_dataset(name):
     "Raise a UserError where `name` is no data set; that of an old run need not be there until it is read."
-    if Path(name).is_dir(): return
-    also = "or the path of a folder of images; there is none of this name"
+    if has_pictures(name): return
+    also = "or the path of a folder of images, or of a zip or tar file; there is none of this name"
     nearest("data set", str(name), DATASETS, also, 0.75)
+
+
+ARCHIVES = tuple(ending for _, endings, _ in shutil.get_unpack_formats() for ending in endings)
+
+
+def has_pictures(path):
+    "Whether there is a folder, or an archive of one, at `path`."
+    return Path(path).is_dir() or Path(path).is_file() and path.lower().endswith(ARCHIVES)
 
 
 def is_own(dataset):

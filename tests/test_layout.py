@@ -13,6 +13,9 @@ from sifar import TrainConfig, UserError
 from sifar.data.datasets import load_data
 from sifar.runs import report
 
+PETS = "cat", "dog"
+SPLIT = "Train", "test"
+
 
 def make(root, *folders, n=4):
     "Pictures in each of `folders` below `root`."
@@ -195,3 +198,96 @@ def test_a_run_goes_on_where_its_folder_was_moved_to(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("--resume", path, "--dataset", tmp_path / "other")
     assert "was trained on other data" in capsys.readouterr().err
+
+
+# ---- a table of labels, an archive ----
+
+
+@pytest.mark.parametrize(
+    "rows, expected",
+    [
+        (["file,label", *(f"{c}/{i:03}.png,{c}" for c in PETS for i in range(10))], (16, 2, 2)),
+        (["id;breed", *(f"images/{c}{i};{c}" for c in PETS for i in range(10))], (16, 2, 2)),
+        (["width,class id,Image", *(f"32,{c},{c}{i}" for c in PETS for i in range(10))], (16, 2, 2)),
+        ([f"{c}{i}.png,{c}" for c in PETS for i in range(10)], (16, 2, 2)),
+        (
+            ["name,label,is_valid", *(f"{c}{i},{c},{i > 7}" for c in PETS for i in range(10))],
+            (16, 4, 0),
+        ),
+        (
+            ["split,file,x", *(f"{SPLIT[i > 6]},{c}{i},{c}" for c in PETS for i in range(10))],
+            (12, 2, 6),
+        ),
+    ],
+)
+def test_a_table_says_what_each_picture_is(tmp_path, caplog, rows, expected):
+    caplog.set_level("INFO")
+    for c in (*PETS, "fish"):
+        make(tmp_path / "pets", c, n=10)
+        for i in range(10):
+            (tmp_path / "pets" / "images").mkdir(exist_ok=True)
+            shutil.copy(tmp_path / "pets" / c / f"{i:03}.png", tmp_path / "pets" / "images" / f"{c}{i}.png")
+    table = tmp_path / "pets" / "labels.csv"
+    table.write_text("\n".join(rows))
+    data = load(tmp_path / "pets", tmp_path, labels=str(table))
+    assert data.vocab == ["cat", "dog"] and sizes(data) == expected
+    cats = data.images[data.labels == 0]
+    assert cats[..., 0].mean() > 150 > cats[..., 2].mean(), "cats are the red ones"
+    assert "Not read, as the table lacks them: 40" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        (["file,label", "000,cat", "099.png,dog"], "row 3: there is no picture '099.png'"),
+        (["file,label", "000,cat", "001,"], "row 3: '' is no name of a class"),
+        (["file,label", "000,cat", "001,dog", "000.png,dog"], "row 4: 000.png is dog here, but cat in row 2"),
+        (["file,label", "000,cat", "001"], "row 3 has 1 of 2 columns"),
+        (["file,label,split", "000,cat,train", "001,dog,later"], "row 3: split is 'later', but should"),
+        (["file,a,b", "000,cat,1", "001,dog,2"], "which column is the class? Call it label; there are: a, b"),
+        (["file,label", "x,cat", "y,dog"], "no column (file, label) names pictures in"),
+        (["file,label", "000,cat", "001,cat"], "1 class, but training needs two"),
+        (["file,label", "000,cat", "002,dog"], "row 3: '002' may be"),
+        ([""], "is empty"),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_named_with_its_row(tmp_path, rows, words):
+    make(tmp_path / "pets", "", n=3)
+    make(tmp_path / "pets", "more", n=3)
+    for i in range(2):
+        (tmp_path / "pets" / "more" / f"00{i}.png").unlink()
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(rows))
+    assert words in refusal(tmp_path / "pets", tmp_path, labels=str(table))
+
+
+def test_pictures_in_one_folder_beside_a_table_name_the_flag(tmp_path):
+    make(tmp_path / "pets", "images")
+    (tmp_path / "pets" / "train.csv").write_text("id,label")
+    assert f"add --labels {tmp_path / 'pets' / 'train.csv'}" in refusal(tmp_path / "pets", tmp_path)
+    assert "labels.csv is missing" in refusal(tmp_path / "pets", tmp_path, labels="labels.csv")
+    with pytest.raises(UserError, match="--labels is for folders of images"):
+        TrainConfig(dataset="digits", labels="labels.csv")
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_an_archive_is_taken_as_the_folder_in_it(tmp_path, kind, capsys):
+    make(tmp_path / "pets", "train/cat", "train/dog", "test/cat", "test/dog", n=10)
+    file = shutil.make_archive(str(tmp_path / "pictures"), kind, tmp_path, "pets")
+    shutil.rmtree(tmp_path / "pets")
+    for _ in range(2):
+        run(*on_pictures(file, tmp_path))
+    out = capsys.readouterr().out
+    assert out.count("18 train, 2 valid, 20 test; ") == 2 and out.count("Unpacking") == 1
+    content = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(content[: len(content) // 2])
+    assert "cannot be unpacked" in refusal(file, tmp_path)
+    kept = [o.name for o in (tmp_path / "cache").iterdir() if o.is_dir()]
+    assert len(kept) == 1, "nothing of the damaged one"
+
+
+def test_a_link_that_leads_nowhere_is_skipped_by_name(tmp_path, caplog):
+    make(tmp_path / "pets", "cat", "dog", n=10)
+    (tmp_path / "pets" / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert len(load(tmp_path / "pets", tmp_path).images) == 20
+    assert "gone.png: is missing" in caplog.text

@@ -47,7 +47,9 @@ def load_data(cfg: TrainConfig):
     check_dataset(cfg.dataset)
     if cfg.dataset == "digits": data = read_digits()
     elif cfg.dataset in CIFARS: data = read_cifar(CIFARS[cfg.dataset], cfg.data)
-    else: data = read_folder(Path(cfg.dataset), cfg.sz, Path(cfg.data) / "cache")
+    else:
+        table = Path(cfg.labels) if cfg.labels else None
+        data = read_folder(Path(cfg.dataset), cfg.sz, Path(cfg.data) / "cache", table)
     images, labels, split, vocab, extra = data
     train, valid, test = (np.flatnonzero(split == o) for o in SPLITS)
     if not len(valid): train, valid = stratified_split(train, labels, cfg.valid_pct, cfg.seed)

@@ -1,24 +1,39 @@
 """A folder of one's own pictures as an array, read once and kept."""
 import hashlib
 import io
+import lzma
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import write_file
 from ..log import log
 from .image import GEOMETRY, read_image
+from .labels import list_labels
 from .layout import list_folder, trained_on
 from .splits import stratified_split
 
+# what shutil raises for archives that are cut off, damaged or encrypted
+BROKEN_ARCHIVE = (
+    shutil.ReadError, zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError,
+    RuntimeError, ValueError)
 
-def read_folder(path, sz, cache):
-    """Images, labels, split and class names of a folder of pictures.
 
-    It has train/<class>/* and valid/ or test/ like it, or class folders alone. Errors: UserError for one
-    class, an empty class, a class that training lacks, more than 10 % unreadable files."""
-    listed = list_folder(path)
+def read_folder(path, sz, cache, table=None):
+    """Images, labels, split and class names of a folder of pictures, or of an archive of one.
+
+    It has train/<class>/* and valid/ or test/ like it, or class folders alone; or the CSV file `table` says
+    what each picture is. Errors: UserError for one class, an empty class, a class that training lacks, more
+    than 10 % unreadable files."""
+    if path.is_file(): path = unpack(path, cache)
+    listed = list_labels(path, table) if table else list_folder(path)
     images, bad = read_images(path, [file for *_, file in listed], sz, cache)
     say_skipped(listed, bad)
     if len(bad) > 0.1 * len(listed):
@@ -79,8 +94,32 @@ def sha256(value): return hashlib.sha256(str(value).encode()).hexdigest()
 
 def times_and_size(file):
     "What of a file changes with its content or its permissions."
-    stat = file.stat()
+    stat = file.stat() if file.exists() else file.lstat()       # a link that leads nowhere
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def make_cache(cache):
+    "Make the folder `cache`, and say to backups and to us that it is one: https://bford.info/cachedir/"
+    cache.mkdir(parents=True, exist_ok=True)
+    write_file(cache / "CACHEDIR.TAG", "Signature: 8a477f597d28d172789f06886806bc55\n")
+
+
+def unpack(path, cache):
+    "The folder below `cache` with what is in an archive; it is unpacked once. Errors: UserError."
+    folder = cache / f"{path.name}-{sha256((path.resolve(), times_and_size(path)))[:12]}"
+    if folder.is_dir(): return folder
+    log.info("Unpacking %s", path)
+    make_cache(cache)
+    tmp = Path(tempfile.mkdtemp(dir=cache))
+    try:
+        # tar: nothing outside of the folder, no devices; zip leaves those out
+        kwargs: dict = {} if path.suffix.lower() == ".zip" else {"filter": "data"}
+        shutil.unpack_archive(path, tmp, **kwargs)
+        tmp.rename(folder)
+    except BROKEN_ARCHIVE as e:
+        raise UserError(f"{path} cannot be unpacked ({one_line(e)}): is all of it there?") from e
+    finally: shutil.rmtree(tmp, ignore_errors=True)
+    return folder
 
 
 def keep(path, **arrays):
@@ -88,7 +127,7 @@ def keep(path, **arrays):
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_cache(path.parent)
         write_file(path, buffer.getbuffer())
     except OSError as e: log.warning("The images are not cached in %s: %s", path, e.strerror)
 

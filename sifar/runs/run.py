@@ -244,9 +244,9 @@ def new_folder(cfg):
 def check_resumable(old, new):
     "Refuse to resume with settings that would change the result; more epochs are allowed."
     before, now = asdict(old), asdict(new)
-    # a folder may have been moved: what is in it is compared later
-    free = (*FREE_ON_RESUME, "dataset") if is_own(old.dataset) and is_own(new.dataset) else FREE_ON_RESUME
-    changed = [k for k in now if k not in free and now[k] != before[k]]
+    # a folder may have been moved, with its table: what is in it is compared later
+    moved = ("dataset", "labels") if is_own(old.dataset) and is_own(new.dataset) else ()
+    changed = [k for k in now if k not in (*FREE_ON_RESUME, *moved) and now[k] != before[k]]
     if changed == ["epochs"] and new.epochs > old.epochs: return
     if changed:
         listed = ", ".join(f"{flag(k)} {now[k]} (was {before[k]})" for k in changed)
