@@ -76,7 +76,7 @@ class TrainConfig:
     epochs: int = 100
     "passes over the training images"
     bs: int = 128
-    "batch size, images"
+    "batch size, images; a little less where many of a small set would fill no batch"
     opt: Literal["sgd", "muon", "adamw"] = "sgd"
     "SGD with Nesterov momentum, Muon or AdamW"
     lr: float | Literal["auto"] | None = None

@@ -23,6 +23,9 @@ def explain(e):
     if out_of_memory(e):
         what_to_do = "end other programs, or set CUDA_VISIBLE_DEVICES= to do without a GPU"
         return f"The memory of this machine, or of its GPU, is used up: {what_to_do}."
+    if isinstance(e, RuntimeError) and "DataLoader worker" in str(e):       # as torch says it
+        what_to_do = "look whether the memory is used up, or do without: --workers 0"
+        return f"A process of --workers failed ({one_line(e)}): {what_to_do}."
     # what torch.save says of a full disk
     if isinstance(e, RuntimeError) and "unexpected pos" in str(e):
         return "A disk is full, or that of temporary files: make room and run it again."

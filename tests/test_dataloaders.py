@@ -1,6 +1,8 @@
 import copy
 import os
 import random
+import subprocess
+import sys
 
 import matplotlib
 import numpy as np
@@ -11,8 +13,10 @@ from fastai.vision.all import Resize, TensorCategory, TensorImage, ToTensor, loa
 from PIL import Image
 
 from sifar import TrainConfig, get_dls, get_learner
+from sifar.data import loaders
 from sifar.data.augment import get_tfms, seed_tfms
 from sifar.data.loaders import BatchAugment
+from sifar.errors import explain
 
 matplotlib.use("agg")
 
@@ -96,6 +100,56 @@ def test_a_folder_smaller_than_a_batch_trains(image_folder, tmp_path):
     dls = get_dls(TrainConfig(dataset=str(image_folder), data=str(tmp_path), sz=24))
     ((x, y),) = dls.train
     assert x.shape == (48, 3, 24, 24) and sorted(y.tolist()) == [0] * 24 + [1] * 24
+
+
+@pytest.mark.parametrize("augment", ["item", "batch"])
+@pytest.mark.parametrize("bs", [47, 40, 32, 25, 16, 5])
+def test_a_small_set_is_used_whole(image_folder, tmp_path, bs, augment):
+    cfg = TrainConfig(dataset=image_folder, data=tmp_path, bs=bs, augment=augment)
+    sizes = [len(y) for _, y in get_dls(cfg).train]
+    assert sum(sizes) >= 45 and max(sizes) <= bs, "of 48 images, hardly any waits for the next epoch"
+
+
+def test_where_batches_are_many_they_have_the_size_that_was_asked_for():
+    dls = get_dls(digits(bs=31))
+    assert len(dls.data.train) % 31, "some images fill no batch"
+    assert {len(y) for _, y in dls.train} == {31}
+
+
+IN_LITTLE_SHARED_MEMORY = """
+import ctypes, os, sys
+ctypes.CDLL(None).unshare(0x20000)      # a namespace of its own for mounts: CLONE_NEWNS
+os.system("mount --make-rprivate / && mount -t tmpfs -o size=64k tmpfs /dev/shm")
+from sifar import TrainConfig, get_dls
+dls = get_dls(TrainConfig(dataset="digits", bs=128, workers=2))
+print(sum(len(y) for _, y in dls.train), os.statvfs("/dev/shm").f_blocks * 4096)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts need root")
+def test_workers_need_no_shared_memory():
+    done = subprocess.run([sys.executable, "-c", IN_LITTLE_SHARED_MEMORY], capture_output=True, text=True)
+    assert done.stdout.split() == ["1280", "65536"] and not done.stderr, done.stderr
+
+
+def test_a_batch_that_a_worker_cannot_send_is_missed(monkeypatch, capfd):
+    def fail(storage):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(loaders, "by_value", fail)
+    with pytest.raises(RuntimeError) as e:
+        epoch(get_dls(digits(bs=512, workers=1)))
+    assert "exited unexpectedly" in explain(e.value) and "--workers 0" in explain(e.value)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_epoch_counts_its_batches():
+    dls = get_dls(digits(bs=128))
+    batches = dls.train.create_batches
+    dls.train.create_batches = lambda rows: list(batches(rows))[1:]
+    with pytest.raises(RuntimeError, match="9 of 10 batches came") as e:
+        epoch(dls)
+    assert "--workers 0" in explain(e.value)
 
 
 def test_what_a_notebook_does_works(tmp_path, image_folder):

@@ -1,9 +1,12 @@
 import csv
 import json
+import multiprocessing
 import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +137,23 @@ def test_metrics_are_those_of_the_best_epoch_and_of_one_look_at_the_test_set(und
             for i in learn.dls.data.test[:120]
         ]
     assert abs(np.mean(hits) - metrics["test"]["top1"]) < 0.1
+
+
+def test_a_worker_that_is_killed_is_one_line_and_the_command_to_go_on(tmp_path, capsys):
+    def kill():
+        while not (tmp_path / "digits" / "a" / "history.csv").exists():
+            time.sleep(0.01)
+        while not multiprocessing.active_children():
+            time.sleep(0.001)
+        multiprocessing.active_children()[0].kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    args = "--bs", "16", "--epochs", "9", "--workers", "1", "--runs", tmp_path, "--name", "a"
+    with pytest.raises(SystemExit) as e:
+        run("--dataset", "digits", "--arch", "resnet8", *args)
+    out, err = capsys.readouterr()
+    assert e.value.code == 2 and err.count("\n") == 1 and "A process of --workers failed" in err
+    assert f"--resume {tmp_path / 'digits' / 'a'}" in out.splitlines()[-1]
 
 
 def test_the_same_seed_gives_the_same_run_with_and_without_workers(undisturbed, tmp_path):

@@ -1,8 +1,12 @@
 """A data set as fastai DataLoaders: the DataBlock, and a fast path from an array to whole batches."""
+import math
+import os
 import random
 import signal
 from dataclasses import replace
 from multiprocessing.context import get_spawning_popen
+from multiprocessing.queues import Queue
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +113,15 @@ class BatchAugment(Transform):
     def __deepcopy__(self, memo): return self           # torch cannot copy a generator
 
 
+def by_value(storage):
+    "How to pickle the memory of a tensor with all that is in it."
+    content = torch.empty(0, dtype=torch.uint8).set_(storage)
+    return from_value, (content.numpy(),)
+
+
+def from_value(content): return torch.from_numpy(content).untyped_storage()
+
+
 def coins(rows):
     "0 or 1 for each of `rows`, always the same: a multiplicative hash."
     return (np.asarray(rows, np.uint32) * np.uint32(2654435761) >> 16 & 1).astype(np.int64)
@@ -139,8 +152,19 @@ class ArrayDL(TfmdDL):
         return state
 
     def wif(self):
-        "Ctrl-C reaches the workers, too: this process ends them."
+        "A worker leaves Ctrl-C to this process, which ends it, and sends batches through its pipe."
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # torch's way is shared memory, of which containers have little
+        ForkingPickler.register(torch.UntypedStorage, by_value)
+        # a batch that cannot be sent would be left out without a word: torch notices a worker that ends
+        Queue._on_queue_feeder_error = staticmethod(lambda e, obj: os._exit(1))     # type: ignore
+
+    def __iter__(self):
+        seen = 0
+        for batch in super().__iter__():
+            seen += 1
+            yield batch
+        if seen != len(self): raise RuntimeError(f"DataLoader worker: {seen} of {len(self)} batches came")
 
     def before_iter(self):
         super().before_iter()
@@ -237,13 +261,22 @@ def make_dls(cfg, data, stats):
     batch_tfms = [whole] if cfg.augment == "batch" else []
     block = get_block(data, cfg.sz, stats, item_tfms(cfg, data.mirrored, fill), batch_tfms)
     rows = [*data.train.tolist(), *data.valid.tolist()]
-    bs = min(cfg.bs, len(data.train))
+    bs = even_batches(len(data.train), cfg.bs)
     if cfg.mixup or cfg.cutmix: bs -= bs % 2                # timm mixes pairs
     dls = block.dataloaders(rows, bs=bs, num_workers=cfg.workers, device="cpu")
     dls.loaders.append(dls.test_dl(data.test.tolist(), with_labels=True, rm_type_tfms=0))
     dls.train.alternate = data.mirrored and weak
     dls.train.rng, dls.data, dls.stats = random.Random(cfg.seed), data, stats
     return dls
+
+
+def even_batches(n, bs):
+    """The batch size, at most `bs`, for `n` training images. What fills no batch is left out of an epoch.
+
+    Where that would be more than a twentieth, as in small sets, batches are smaller, so that few are left."""
+    bs = min(bs, n)
+    if n % bs <= n / 20: return bs
+    return max(n // math.ceil(n / bs), 2)
 
 
 def item_tfms(cfg, mirror, fill):

@@ -271,11 +271,11 @@ def open_run(cfg):
         # into the file only: the command itself prints it
         if text := explain(e):
             handler.emit(logging.LogRecord("sifar", logging.ERROR, "", 0, text, None, None))
+            # a disk or a process may be well again, other errors would come back
+            if not isinstance(e, UserError): say_how_to_go_on(run, cfg)
         raise
     except (KeyboardInterrupt, SystemExit):
-        if last_checkpoint(run).exists() and not cfg.dry_run:
-            log.info("Stopped. Go on with:")
-            log.info("  %s", command("train.py", "--resume", run))
+        say_how_to_go_on(run, cfg)
         raise
     finally:
         log.removeHandler(handler)
@@ -286,6 +286,12 @@ def open_run(cfg):
             shutil.rmtree(run, ignore_errors=True)
             for folder in above:
                 with suppress(OSError): folder.rmdir()          # of other runs, it is not empty
+
+
+def say_how_to_go_on(run, cfg):
+    if cfg.dry_run or not last_checkpoint(run).exists(): return
+    log.info("Stopped. Go on with:")
+    log.info("  %s", command("train.py", "--resume", run))
 
 
 def get_lock(run):
