@@ -1,4 +1,5 @@
 import math
+import signal
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from fastai.vision.all import (
     set_seed,
 )
 
-from sifar import TrainConfig, UserError, get_dls, get_learner
+from sifar import TrainConfig, UserError, get_dls, get_learner, load_learner
 from sifar.data.loaders import BatchAugment
 from sifar.log import progress
-from sifar.training.callbacks import Precision, RunLog, SaveLast, SeedEpochs, StopOnNaN
+from sifar.training.callbacks import Precision, RunLog, SaveLast, SeedEpochs, StopOnNaN, StopOnSignal
 from sifar.training.graphs import CudaGraphs
 from sifar.training.precision import pick_device, pick_precision
 
@@ -36,7 +37,7 @@ class Short(Callback):
 
 
 def learner(**kwargs):
-    "A small model on digits; an epoch has two batches, unless `bs` says otherwise."
+    "A small model on digits; an epoch has three batches, unless `bs` says otherwise."
     cfg = TrainConfig(dataset="digits", arch="resnet8", **{"bs": 512, **kwargs})
     return get_learner(get_dls(cfg), cfg)
 
@@ -315,7 +316,7 @@ def mixed(**kwargs):
             got["x"], got["y"] = self.x.as_subclass(torch.Tensor).clone(), self.y
 
     class Look(Callback):
-        order = -1  # before Mix restores the loss
+        order = 1  # after Mix
 
         def after_pred(self):
             got["mixed"] = self.x
@@ -323,14 +324,34 @@ def mixed(**kwargs):
         def after_loss(self):
             if not self.training:
                 return
-            probe = torch.zeros_like(self.pred, requires_grad=True)  # d loss / d logits = softmax - target
-            (grad,) = torch.autograd.grad(self.loss_func(probe, *self.yb) * len(probe), probe)
-            got["targ"] = 0.1 - grad
+            # d loss / d logits = softmax - target
+            (grad,) = torch.autograd.grad(self.loss_grad * len(self.pred), self.pred)
+            got["targ"] = (self.pred.softmax(1) - grad).detach().as_subclass(torch.Tensor)
             raise CancelFitException
 
     with learn.no_bar(), learn.no_logging():
         learn.fit_warmup_cosine(1, 0.01, 0, cbs=[Take(), Look()])
     return got, learn
+
+
+@pytest.mark.parametrize("place", ["before_batch", "after_pred", "after_loss", "after_validate"])
+def test_a_fit_that_is_interrupted_gives_back_what_callbacks_changed(place, tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    learn = learner(mixup=1.0, ema=0.9, precision="bf16")
+    learn.path, interrupt = tmp_path, Callback()
+    interrupt.order = 1000  # after all others have made their changes
+    setattr(interrupt, place, stop)
+    before = learn.model, learn.loss_func, learn.logger, learn.recorder.smooth_loss
+    handler = signal.getsignal(signal.SIGTERM)
+    with learn.no_bar(), pytest.raises(KeyboardInterrupt):
+        learn.fit_warmup_cosine(1, 0.01, 0, cbs=[interrupt, RunLog(progress()), StopOnSignal()])
+    after = learn.model, learn.loss_func, learn.logger, learn.recorder.smooth_loss
+    assert all(a is b for a, b in zip(before, after)) and signal.getsignal(signal.SIGTERM) is handler
+    assert "forward" not in vars(learn.model)
+    learn.export(tmp_path / "learner.pkl")
+    assert load_learner(tmp_path / "learner.pkl").arch == "resnet8"
 
 
 def test_smoothing_is_the_share_that_all_classes_get_alike():

@@ -1,8 +1,8 @@
 """What fastai lacks: precision on every device, runs that can be resumed, a log, checkpoints.
 
-Where `before_` changes something of the learner, the matching `after_` gives it back. A fit that
-is interrupted calls no `after_` any more, so `before_` first gives back what an earlier fit may
-have left."""
+Where `before_` changes something of the learner, the matching `after_` and `after_cancel_` give it
+back. A RecipeLearner calls `after_cancel_` however a fit ends, fastai's Learner only where it is
+cancelled: so `before_` first gives back what an earlier fit may have left."""
 import csv
 import io
 import math
@@ -112,7 +112,7 @@ class StopOnNaN(Callback):
 
     every: look after so many batches. By default 1 on a CPU, and 50 on a GPU, which has to be
     waited for: there the weights may be spoiled by then, but no checkpoint is."""
-    order = -9  # right after fastai's TrainEvalCallback (-10), before whatever uses the loss
+    order = 5                   # after Mix, which replaces the loss, before whatever uses it
 
     def __init__(self, every=None): self.every = every
 
@@ -162,8 +162,11 @@ class StopOnSignal(Callback):
     def after_batch(self):
         if self.signum: raise CancelFitException
 
-    def after_fit(self):
+    def after_cancel_fit(self):
         for signum, handler in self.old.items(): signal.signal(signum, handler)
+
+    def after_fit(self):
+        self.after_cancel_fit()
         if not self.signum: return
         done = len(self.run_log.history)
         if done == self.n_epoch: log.info("All epochs are done, but not their report.")
@@ -203,11 +206,9 @@ class Mix(Callback):
 
     def __init__(self, mixup, cutmix, prob=1.0):
         self.mixup, self.cutmix, self.prob = mixup, cutmix, prob
-        self.own_loss = None            # the learner's, while a batch is trained with another
 
     def before_fit(self):
         from timm.data import Mixup
-        self.give_back_loss()
         # fastai's loss calls the smoothing eps, torch's label_smoothing
         smoothing = getattr(self.loss_func, "eps", getattr(self.loss_func, "label_smoothing", 0))
         options = {"prob": self.prob, "label_smoothing": smoothing, "num_classes": self.dls.c}
@@ -217,15 +218,12 @@ class Mix(Callback):
         # plain tensors, as timm knows nothing of fastai's types
         x, y = self.x.as_subclass(torch.Tensor), self.y.as_subclass(torch.Tensor)
         x, self.targ = self.mixer(x, y)         # targ: shares of the classes (n,c), smoothed
-        self.learn.xb, self.own_loss = (x,), self.loss_func
-        self.learn.loss_func = lambda pred, _: F.cross_entropy(pred, self.targ)
+        self.learn.xb = (x,)
 
-    def after_loss(self): self.give_back_loss()
-    def after_cancel_batch(self): self.give_back_loss()
-    def after_cancel_fit(self): self.give_back_loss()
-
-    def give_back_loss(self):
-        if self.own_loss: self.learn.loss_func, self.own_loss = self.own_loss, None
+    def after_loss(self):
+        "Put the loss of the mixed classes in the place of the learner's, which stays as it is."
+        self.learn.loss_grad = F.cross_entropy(self.pred, self.targ)
+        self.learn.loss = self.loss_grad.clone()
 
 
 class EMA(Callback):
@@ -262,6 +260,7 @@ class EMA(Callback):
         self.own, self.learn.model = self.model, self.average.module
 
     def after_epoch(self): self.give_back_model()
+    def after_cancel_fit(self): self.give_back_model()
 
     def after_fit(self):
         self.give_back_model()
@@ -348,9 +347,11 @@ class RunLog(Callback):
         for row in self.history: table.writerow([exact(row[k]) for k in self.columns])
         write_file(self.path / "history.csv", text.getvalue())
 
-    def after_fit(self):
+    def after_cancel_fit(self):
         self.learn.logger, self.learn.history = self.old_logger, self.history
         self.recorder.__dict__["smooth_loss"] = self.old_smooth_loss
+
+    def after_fit(self): self.after_cancel_fit()
 
 
 def line(row):

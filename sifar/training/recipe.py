@@ -23,7 +23,7 @@ from fastai.learner import Learner
 from fastai.losses import LabelSmoothingCrossEntropy
 from fastai.metrics import accuracy, top_k_accuracy
 from fastai.torch_core import rank_distrib
-from fastcore.all import first
+from fastcore.all import first, noop
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -61,6 +61,13 @@ class RecipeLearner(Learner):
         metrics = [accuracy, partial(top_k_accuracy, k=min(5, dls.c))]
         super().__init__(dls, model, loss_func=loss_func, metrics=metrics, **kwargs)
         self.arch = arch
+
+    def _with_events(self, f, event_type, ex, final=noop):
+        "As fastai's, but whatever ends a fit, Ctrl-C too, callbacks can give back what they changed."
+        try: super()._with_events(f, event_type, ex, final)
+        except BaseException:
+            self(f"after_cancel_{event_type}")
+            raise
 
     # of all that pickle would store of a learner, it stores a call: restore(text, weights)
     def __reduce_ex__(self, protocol): return restore, take_apart(self)
