@@ -25,7 +25,7 @@ def train(cfg):
         check_machine(cfg)
         dls = get_dls(cfg)
         if cfg.lr == "auto": cfg = replace(cfg, lr=auto_lr(cfg, dls, run))
-        learn = get_learner(dls, cfg, path=run)
+        learn = get_learner(dls, cfg, path=run, start=not cfg.resume)
         with learn.no_bar(), progress() as bar:
             cbs = run_callbacks(learn, cfg, bar)
             start = resume(learn, cbs) if cfg.resume else 0

@@ -46,10 +46,11 @@ def read_rows(path):
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
-def add_row(path, row):
+def append_row(path, row, columns):
+    "Append the dictionary `row` to a CSV file, with a header where it is new."
     new = not path.exists()
     with path.open("a", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS)
+        writer = csv.DictWriter(f, columns)
         if new: writer.writeheader()
         writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()})
 
@@ -82,7 +83,7 @@ def sweep(args):
         log.info("%s, seed %d", flags or "as the preset says", cfg.seed)
         split = cfg.dataset, cfg.seed, cfg.valid_pct
         if split not in data: data[split] = load_data(cfg)
-        add_row(args.csv, {"flags": flags, "seed": cfg.seed, **fit(cfg, data[split])})
+        append_row(args.csv, {"flags": flags, "seed": cfg.seed, **fit(cfg, data[split])}, COLUMNS)
 
 
 if __name__ == "__main__": main()

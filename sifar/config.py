@@ -13,6 +13,7 @@ from .errors import UserError
 
 ARCHS = ("resnet8", "resnet10", "resnet18", "resnet34", "sprintnet")
 DATASETS = ("cifar100", "cifar10", "digits")
+INITS = ("cifar100", "timm")
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", NoneType: "None"}
 
 # what the presets with Muon have in common
@@ -71,6 +72,10 @@ class TrainConfig:
     "share of the batches that --mixup and --cutmix mix"
     arch: str = "resnet18"
     "resnet8, resnet10, resnet18, resnet34, sprintnet or timm:NAME"
+    init: str | None = None
+    "weights to start from: a run, a learner.pkl, cifar100 (the model in results/) or timm"
+    freeze: int = 0
+    "epochs at first that train the head alone"
     smoothing: float = 0.1
     "share of the target that all classes get alike"
     epochs: int = 100
@@ -128,6 +133,7 @@ class TrainConfig:
         if is_own(self.dataset) and has_pictures(self.dataset):
             object.__setattr__(self, "dataset", str(Path(self.dataset).resolve()))
         if self.labels: object.__setattr__(self, "labels", str(Path(self.labels).resolve()))
+        if self.init not in (None, *INITS): object.__setattr__(self, "init", str(Path(self.init).resolve()))
         self.check_ranges()
         self.check_together()
 
@@ -146,6 +152,7 @@ class TrainConfig:
             ("valid_pct", 0 <= self.valid_pct <= 0.5, "between 0 and 0.5"),
             ("sz", 8 <= self.sz <= 512, "between 8 and 512 pixels"),
             ("epochs", self.epochs >= 1, "at least 1"),
+            ("freeze", 0 <= self.freeze <= self.epochs, "between 0 and --epochs"),
             ("bs", self.bs >= 2, "at least 2 images"),
             ("mixup", 0 <= self.mixup < inf, "0 or more"),
             ("cutmix", 0 <= self.cutmix < inf, "0 or more"),
@@ -179,6 +186,10 @@ class TrainConfig:
         if self.resume and (self.seeds > 1 or self.lr_find or self.show_batch or self.profile):
             others = "--seeds, --lr-find, --show-batch and --profile"
             raise UserError(f"--resume goes on with one run: leave out {others}.")
+        if self.freeze and not self.init:
+            raise UserError(f"--freeze {self.freeze} is for weights to start from: give --init too.")
+        if self.init == "timm" and not self.arch.startswith("timm:"):
+            raise UserError(f"--init timm has weights for timm's models, not for --arch {self.arch}.")
         if self.augment == "batch" and self.aug not in ("weak", "light", "standard"):
             known = "--augment batch knows --aug weak, light and standard only"
             raise UserError(f"{known}: --aug {self.aug} takes --augment item.")

@@ -112,7 +112,7 @@ def new_learner(run, images=True):
     if not Path(cfg.data).exists(): cfg = replace(cfg, data=TrainConfig().data)
     dls = get_dls(cfg) if images else stand_in_dls(cfg, run.data)
     if images: check_data(run.path, dls.data, run.fingerprint)
-    return get_learner(dls, cfg, path=run.path)
+    return get_learner(dls, cfg, path=run.path, start=False)
 
 
 def load_chosen(learn):

@@ -174,6 +174,19 @@ class StopOnSignal(Callback):
         raise SystemExit(128 + self.signum)     # as a shell reports a program that a signal ended
 
 
+class Freeze(Callback):
+    """Train the head alone in the first `epochs`, and BatchNorms, as fastai does.
+
+    groups: those of the head among the optimizer's groups of parameters; they are the last."""
+    run_valid = False
+
+    def __init__(self, epochs, groups=1): self.epochs, self.groups = epochs, groups
+
+    # not by learn.freeze_to, which takes the momentum away
+    def before_epoch(self): self.opt.freeze_to(-self.groups if self.epoch < self.epochs else 0)
+    def after_fit(self): self.opt.unfreeze()
+
+
 class GrowImages(Callback):
     """Train on images of growing size; validation uses the full size.
 

@@ -8,6 +8,7 @@ from ..config import parse_sizes
 from . import schedule  # noqa: F401    gives Learner its fit_warmup_cosine
 from .callbacks import (
     EMA,
+    Freeze,
     GrowImages,
     Mix,
     Precision,
@@ -20,10 +21,11 @@ from .callbacks import (
 )
 from .graphs import CudaGraphs
 from .models import check_arch, get_model
-from .optim import get_opt
+from .optim import get_opt, split_and_decay
 from .precision import needs_autocast, pick_device, pick_precision, prepare, takes_channels_last
 from .recipe import RecipeLearner
 from .trackers import trackers
+from .transfer import start_from
 
 
 def check_machine(cfg):
@@ -32,19 +34,20 @@ def check_machine(cfg):
     check_arch(cfg.arch)
 
 
-def get_learner(dls, cfg, path="."):
+def get_learner(dls, cfg, path=".", start=True):
     """A Learner on `dls` as `cfg` says: model, smoothed loss, optimizer, top-1 and top-5 accuracy.
 
-    Its callbacks are those that change the training. Errors: UserError where device or model
-    cannot be had."""
+    Its callbacks are those that change the training. start: with the weights of cfg.init, where there
+    is one. Errors: UserError where device, model or weights cannot be had."""
     device = pick_device(cfg.device)
     prepare(device)
     set_seed(cfg.seed)              # the weights follow from it
     model = make_model(dls, cfg).to(device)
+    if cfg.init and start: start_from(model, cfg)
     dls.to(device)
     dtype = pick_precision(cfg.precision, device)
     return RecipeLearner(
-        dls, model, cfg.arch, cfg.smoothing, path=path, **get_opt(cfg, dtype),
+        dls, model, cfg.arch, cfg.smoothing, path=path, **get_opt(cfg, dtype, model),
         cbs=training_callbacks(cfg, device, dtype))
 
 
@@ -70,6 +73,7 @@ def training_callbacks(cfg, device, dtype):
     if cfg.mixup or cfg.cutmix: cbs.append(Mix(cfg.mixup, cfg.cutmix, cfg.mix_prob))
     if cfg.ema: cbs.append(EMA(cfg.ema))
     if cfg.clip: cbs.append(GradientClip(cfg.clip))
+    if cfg.freeze: cbs.append(Freeze(cfg.freeze, len(split_and_decay(cfg, 0.0)[1])))
     return cbs
 
 

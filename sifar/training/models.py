@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from fastcore.all import L
 from torch import nn
 
 from ..config import ARCHS, nearest
@@ -53,11 +54,12 @@ class ResNet(nn.Module):
         super().__init__()
         ni = widths[0]
         self.stem = nn.Sequential(conv3x3(3, ni), nn.BatchNorm2d(ni), nn.ReLU(inplace=True))
-        blocks = []
+        blocks, self.stage_of = [], []
         for stage, (nf, depth) in enumerate(zip(widths, depths)):
             for i in range(depth):
                 stride = 2 if stage and i == 0 else 1   # each stage but the first halves the side
                 blocks.append(BasicBlock(ni, nf, stride))
+                self.stage_of.append(stage)
                 ni = nf
         self.blocks, self.num_features = nn.Sequential(*blocks), ni
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ni, n_out))
@@ -70,10 +72,20 @@ class ResNet(nn.Module):
             elif isinstance(m, BasicBlock) and zero_init:
                 nn.init.zeros_(m.bn2.weight)        # the scale of what is added to the shortcut
 
-    # these two as in timm's models
+    # these four as in timm's models
     # (n,3,h,w) -> (n,num_features,h/8,w/8) of 4 stages
     def forward_features(self, x): return self.blocks(self.stem(x))
     def forward_head(self, x): return self.head(x)                      # -> (n,n_out)
+    def get_classifier(self): return self.head[-1]
+
+    def group_matcher(self, coarse=False):
+        "The stage of a parameter by its name; the stem belongs to the first."
+        def stage(name):
+            part, i, *_ = name.split(".")
+            if part == "head": return len(self.stage_of)
+            return self.stage_of[int(i)] if part == "blocks" else 0
+        return stage
+
     def forward(self, x): return self.forward_head(self.forward_features(x))
 
 
@@ -145,6 +157,9 @@ class SprintNet(nn.Module):
     def forward_features(self, x): return self.blocks(F.gelu(self.whitening(x)))
     # the largest of a feature is far from 0, and the loss wants small outputs at first
     def forward_head(self, x): return self.head(x.amax((2, 3)) + x.mean((2, 3))) / 9
+    def get_classifier(self): return self.head
+    def group_matcher(self, coarse=False): return {"stem": r"whitening", "blocks": r"blocks\.(\d+)"}
+
     def forward(self, x): return self.forward_head(self.forward_features(x))
 
 
@@ -183,6 +198,16 @@ def timm_model(name, n_out, sizes):
         model.eval()            # no statistics change
         for sz in set(sizes): model(torch.zeros(2, 3, sz, sz))
     return model
+
+
+def stages(model):
+    "The trainable parameters of a model, a list for each stage; the last one is the head's alone."
+    from timm.models import group_parameters
+    # some transformers have two classifiers
+    head = {p for m in L(model.get_classifier()) for p in m.parameters()}
+    groups = group_parameters(model, model.group_matcher(coarse=True), return_values=True)
+    body = [[p for p in ps if p.requires_grad and p not in head] for ps in groups.values()]
+    return [*filter(None, body), [p for p in model.parameters() if p in head]]
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 """The optimizers: SGD with Nesterov momentum, AdamW, and Muon on the filters of convolutions."""
-from functools import partial
+from itertools import cycle
 
 import torch
 from fastai.optimizer import OptimWrapper
@@ -7,12 +7,14 @@ from fastai.torch_core import trainable_params
 
 from ..errors import UserError
 from .graphs import Recorded
+from .models import stages
 
 DEFAULTS = {                # peak learning rate, weight decay
     "sgd": (0.1, 5e-4),
     "muon": (0.06, 5e-4),
     "adamw": (1e-3, 0.05),
 }
+SPREAD = 10         # the rate of the head is so many times that of the first stage
 
 
 def orthogonalize(g, dtype=torch.float32):
@@ -41,9 +43,9 @@ def orthogonalize(g, dtype=torch.float32):
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on the first group of parameters, which are filters; SGD with Nesterov on the others.
+    """Muon on the first of three groups of parameters, which are filters; SGD with Nesterov on the others.
 
-    Filters (co,ci,h,w) are taken as matrices (co,ci*h*w).
+    Filters (co,ci,h,w) are taken as matrices (co,ci*h*w). A model in stages has three groups for each.
 
     scales: factors of lr for each group. Filters keep their norm: at each step it is set to the
     root of their number, so that lr alone says how far they turn. torch.optim.Muon takes matrices
@@ -53,20 +55,21 @@ class Muon(torch.optim.Optimizer):
                  scales=(1, 10 / 3, 5 / 3), dtype=torch.float32):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         n = len(self.param_groups)
-        if n != len(scales):
-            wanted = f"{len(scales)} groups of parameters, as split_filters makes them"
+        if n % len(scales):
+            wanted = f"{len(scales)} groups of parameters, as split_filters makes them, or a multiple"
             raise ValueError(f"Muon takes {wanted}, not {n}.")
         self.scales, self.dtype = scales, dtype
-        self.recorded = Recorded(self.orthogonalize_all)
+        self.recorded = [Recorded(self.orthogonalize_all) for _ in self.param_groups]
 
     @torch.no_grad()
     def step(self, closure=None):
-        for i, (group, scale) in enumerate(zip(self.param_groups, self.scales)):
+        for i, (group, scale) in enumerate(zip(self.param_groups, cycle(self.scales))):
             ps = [p for p in group["params"] if p.grad is not None]
-            if ps: self.step_group(ps, group, scale * group["lr"], filters=i == 0)
+            filters = i % len(self.scales) == 0
+            if ps: self.step_group(ps, group, scale * group["lr"], self.recorded[i] if filters else None)
 
     def step_group(self, ps, group, lr, filters):
-        "Update the parameters `ps` in place."
+        "Update the parameters `ps` in place; `filters`: what makes filters orthogonal on a GPU."
         grads = [p.grad for p in ps]
         # weight decay as in torch's SGD: in the gradient. Filters have none, as their norm is set
         if not filters: grads = list(torch._foreach_add(grads, ps, alpha=group["weight_decay"]))
@@ -75,7 +78,7 @@ class Muon(torch.optim.Optimizer):
             norms = torch._foreach_norm(ps)
             torch._foreach_mul_(ps, [len(p) ** 0.5 / (norm + 1e-7) for p, norm in zip(ps, norms)])
             on_gpu = updates[0].device.type == "cuda"
-            updates = self.recorded(updates) if on_gpu else self.orthogonalize_all(updates)
+            updates = filters(updates) if on_gpu else self.orthogonalize_all(updates)
         torch._foreach_sub_(ps, updates, alpha=lr)
 
     def orthogonalize_all(self, filters):
@@ -96,23 +99,19 @@ class Muon(torch.optim.Optimizer):
         return torch._foreach_add(grads, buffers, alpha=mom)            # g + mom b: one step ahead
 
 
-def split_norms(model):
-    "The parameters as two groups: filters and matrices; norms and biases."
-    ps = trainable_params(model)
+def split_norms(ps):
+    "Parameters as two groups: filters and matrices; norms and biases."
     return [[p for p in ps if p.ndim > 1], [p for p in ps if p.ndim < 2]]
 
 
-def split_filters(model):
-    "The parameters as three groups: filters that Muon turns; other filters and matrices; norms and biases."
+def split_filters(ps):
+    "Parameters as three groups: filters that Muon turns; other filters and matrices; norms and biases."
     filters, others = [], []
-    weights, vectors = split_norms(model)
+    weights, vectors = split_norms(ps)
     for p in weights:
         # not those on the colours (co,3,h,w), nor the head: Muon is not for inputs and outputs
         if p.ndim == 4 and p.shape[1] > 3: filters.append(p)
         else: others.append(p)
-    if not filters:
-        why = "--opt muon turns the filters of convolutions, and this architecture has none"
-        raise UserError(f"{why}: choose --opt sgd or adamw.")
     return [filters, others, vectors]
 
 
@@ -124,14 +123,29 @@ def lr_and_wd(cfg):
     return [lr, wd]
 
 
-def get_opt(cfg, dtype):
-    """How a Learner optimizes as `cfg` says: its opt_func, splitter, lr and wd.
+def get_opt(cfg, dtype, model):
+    """How a Learner optimizes `model` as `cfg` says: its opt_func, splitter, lr and wd.
 
-    Muon's matrix products are in `dtype`."""
+    A model that starts from other weights has groups for each stage, and rates that grow from the first stage
+    to the head: lr is a slice, as fastai has it. Muon's matrix products are in `dtype`.
+    Errors: UserError where Muon has nothing to turn."""
     lr, wd = lr_and_wd(cfg)
-    opt_func = partial(OptimWrapper, **torch_opt(cfg.opt, dtype))
-    splitter, wds = split_and_decay(cfg, wd)
-    return {"opt_func": opt_func, "splitter": splitter, "lr": lr, "wd": wds}
+    kinds, wds = split_and_decay(cfg, wd)
+    if cfg.opt == "muon" and not kinds(trainable_params(model))[0]:
+        why = "--opt muon turns the filters of convolutions, and this architecture has none"
+        raise UserError(f"{why}: choose --opt sgd or adamw.")
+
+    def splitter(model):
+        parts = stages(model) if cfg.init else [trainable_params(model)]
+        return [group for ps in parts for group in kinds(ps)]
+
+    def opt_func(params, lr):
+        # torch takes no slice; `fit` sets the rate of each group
+        return OptimWrapper(params, lr=lr.stop if isinstance(lr, slice) else lr, **torch_opt(cfg.opt, dtype))
+
+    n = len(splitter(model)) // len(wds)
+    return {"opt_func": opt_func, "splitter": splitter, "wd": n * wds,
+            "lr": slice(lr / SPREAD, lr) if cfg.init else lr}
 
 
 def torch_opt(opt, dtype):
@@ -143,8 +157,8 @@ def torch_opt(opt, dtype):
 
 
 def split_and_decay(cfg, wd):
-    "The function that splits a model's parameters into groups, and the weight decay of each."
+    "The function that splits parameters into groups by their kind, and the weight decay of each."
     norms_wd = wd if cfg.wd_norm else 0.0
     if cfg.opt == "muon": return split_filters, [0.0, wd, norms_wd]
-    if cfg.wd_norm: return trainable_params, wd             # one group will do
+    if cfg.wd_norm: return lambda ps: [ps], [wd]            # one group will do
     return split_norms, [wd, norms_wd]

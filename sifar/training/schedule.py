@@ -1,4 +1,5 @@
 """The learning-rate schedule: linear warm-up, then cosine or linear to zero, set for each batch."""
+import numpy as np
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedLin, combine_scheds
 from fastai.learner import Learner
 from fastcore.all import L, patch
@@ -30,7 +31,10 @@ def fit_warmup_cosine(self: Learner,
     fall="cosine",          # how it falls after the warm-up: cosine or linear
 ):
     "Fit for `n_epoch` epochs; the learning rate rises for `warmup` of them, then falls to zero."
-    peak = self.lr if lr is None else lr
-    # leaves momentum alone
-    sched = ParamScheduler({"lr": warmup_cosine(peak, warmup / n_epoch, fall)})
+    if self.opt is None: self.create_opt()
+    self.opt.set_hyper("lr", self.lr if lr is None else lr)     # of a slice each group gets its own
+    peaks = np.array([hyper["lr"] for hyper in self.opt.hypers])
+    rates = warmup_cosine(peaks, warmup / n_epoch, fall)
+    # leaves momentum alone; plain numbers, as they go into checkpoints
+    sched = ParamScheduler({"lr": lambda pos: rates(pos).tolist()})
     self.fit(n_epoch - start_epoch, lr, cbs=[sched, StartAt(start_epoch, n_epoch), *L(cbs)])

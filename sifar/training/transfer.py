@@ -1,0 +1,62 @@
+"""A model that starts from the weights of another, which learned on other images."""
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError, one_line
+from ..files import ROOT
+from ..log import log
+from .callbacks import DAMAGED
+from .recipe import load_learner
+
+SHIPPED = ROOT / "results" / "cifar100-resnet18"
+# in this order: a run's weights chosen on valid, those of an archived one, its last, what was exported of it
+FILES = "models/best.pth", "model.safetensors", "models/last.pth", "learner.pkl"
+
+
+def start_from(model, cfg):
+    """Fill `model` with the weights of cfg.init; what does not fit stays as it is, and is named in the log.
+
+    Errors: UserError where they cannot be read, or are of another architecture."""
+    weights, own = read_weights(cfg), model.state_dict()
+    fit = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
+    new = [k for k in own if k not in fit]
+    if len(fit) < len(own) / 2:
+        what = f"--init {cfg.init} has weights of another architecture than --arch {cfg.arch}"
+        raise UserError(f"{what}: {len(fit)} of {len(own)} tensors fit. Give the --arch that it has.")
+    model.load_state_dict({**own, **fit})
+    log.info("Starts from %s; new are %s", Path(cfg.init).name, ", ".join(new) or "no layers")
+
+
+def read_weights(cfg):
+    "The tensors of cfg.init by name. Errors: UserError."
+    if cfg.init == "timm": return pretrained(cfg.arch)
+    path = find_weights(SHIPPED if cfg.init == "cifar100" else Path(cfg.init))
+    if path.suffix == ".pkl": return load_learner(path).model.state_dict()
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+            return load_file(path)
+        # weights_only: no code of the file is run
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.name == "last.pth": state = (state.get("ema") or state)["model"]
+        return state
+    except PermissionError: raise
+    except DAMAGED as e: raise UserError(f"{path} is damaged ({one_line(e)}): choose another --init.") from e
+
+
+def find_weights(path):
+    "The file of weights that `path`, a run folder or a file, stands for. Errors: UserError."
+    for file in (path, *(path / name for name in FILES)):
+        if file.is_file(): return file
+    raise UserError(f"--init {path} has no weights: name a run folder, a learner.pkl, cifar100 or timm.")
+
+
+def pretrained(arch):
+    "The weights that timm has for `arch`, by name. Errors: UserError where they cannot be fetched."
+    import timm
+    # the hub's client raises errors of many kinds, of urllib3, httpx and its own
+    try: return timm.create_model(arch.removeprefix("timm:"), pretrained=True).state_dict()
+    except Exception as e:
+        raise UserError(f"timm's weights for {arch} cannot be had ({one_line(e)}): "
+                        "check the network, or leave out --init timm.") from e
