@@ -19,10 +19,11 @@ import gradio as gr
 import numpy as np
 from gradio import processing_utils
 from gradio.utils import get_upload_folder
-from PIL import Image
+from PIL import Image, ImageDraw
 from starlette.requests import ClientDisconnect
 
 from sifar.cli import one_line_errors
+from sifar.data.image import crop_box, fit_views, read_rgb
 from sifar.errors import UserError
 from sifar.files import write_file
 from sifar.log import quiet_imports
@@ -32,7 +33,8 @@ HERE = Path(__file__).parent
 MAX_MB = 20                                     # of an uploaded file
 KEPT = 300                                      # seconds that an upload is kept, at most three times that
 MIN_SIDE = 4                                    # of a picture, looked at before it is decoded
-UNSURE = 0.5                                    # below this probability the page says so
+SHOWN = 640                                     # pixels of the longer side of a photo as it is shown
+LEAST = 0.005                                   # a smaller probability would be shown as 0%
 NO_MODEL = """# No model yet
 
 Train one and export it, then start this page again:
@@ -48,6 +50,18 @@ CSS = """
 #about td:first-child, #about th:first-child {white-space: nowrap}
 .gradio-container {max-width: 1100px !important; width: 100% !important; margin: auto}
 .gradio-container main {width: 100%}
+#headline h2 {margin: 0; font-size: 1.75rem; line-height: 1.2}
+#note p {color: var(--body-text-color-subdued) !important; font-size: .8125rem}
+#labels * {font-family: var(--font)}
+.grid-wrap {min-height: 0 !important; max-height: none !important}
+.caption-label {white-space: normal !important; font-size: .75rem}
+footer .divider {display: none}
+@media (max-width: 640px) {
+    .grid-container {grid-template-columns: repeat(2, 1fr) !important}
+    #part, #seen {height: 220px !important}
+    #part label, #seen label {font-size: .75rem}
+    #table * {font-size: .6875rem}
+}
 """
 
 
@@ -71,9 +85,9 @@ def show_errors(f):
 
 
 def read(predictor, file):
-    """The picture in an uploaded file, a dictionary as Gradio sends it, as the model sees it.
+    """The picture in an uploaded file, a dictionary as Gradio sends it.
 
-    Errors: UserError."""
+    Twice: in its own form, made smaller where it is large, and as the model sees it. Errors: UserError."""
     path, uploads = path_of(file), Path(get_upload_folder()).resolve()
     # a client sends any path that it likes: only what it uploaded is read
     if not path.is_relative_to(uploads) or not path.is_file():
@@ -81,7 +95,10 @@ def read(predictor, file):
     size = path.stat().st_size
     if not size: raise UserError("The file is empty.")
     if size > MAX_MB * 2**20: raise UserError(f"The file is too large: at most {MAX_MB} MB are read.")
-    return predictor.read(open_picture(path.read_bytes(), predictor.sz), MIN_SIDE)
+    photo = read_rgb(open_picture(path.read_bytes(), predictor.sz), MIN_SIDE)
+    seen, = fit_views(photo, predictor.sz)
+    photo.thumbnail((SHOWN, SHOWN))
+    return photo, seen
 
 
 def path_of(file):
@@ -94,6 +111,18 @@ def name_of(file): return file.get("orig_name") or Path(file["path"]).name
 
 
 def enlarge(img): return img.resize((256, 256), Image.Resampling.NEAREST)
+
+
+def framed(photo, sz):
+    "The photo with a frame around what the model sees of it, and the rest dimmed."
+    if photo.size == (sz, sz): return enlarge(photo)            # all of it is seen
+    box = tuple(round(side) for side in crop_box(photo.size))
+    grey = Image.new("RGB", photo.size, "grey")
+    shown = Image.blend(photo, grey, 0.7)
+    shown.paste(photo.crop(box), box)
+    width = max(1, max(photo.size) // 160)
+    ImageDraw.Draw(shown).rectangle(box, outline="#14b8a6", width=width)
+    return shown
 
 
 def overlay(img, heat):
@@ -112,15 +141,33 @@ def plain(text):
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", str(text))
 
 
-def sentence(predictor, top, ms):
-    "The line below the labels: what it is, how sure, how long it took."
-    label, p = top[0]
-    kind = ""
-    if predictor.superclasses:
-        kind = f" · superclass *{plain(predictor.superclasses[predictor.vocab.index(label)])}*"
-    if p >= UNSURE: return f"**{plain(label)}**{kind} · {ms:.0f} ms"
-    return (f"⚠️ **Not sure**: the likeliest is {plain(label)}, with {p:.0%}. "
-            f"Perhaps it is something that the model does not know.{kind} · {ms:.0f} ms")
+def words(label): return label.replace("_", " ")
+
+
+def percent(p):
+    "A probability as people read it, in the form that Gradio's labels have."
+    return f"{p:.0%}" if p >= LEAST else "under 1%"
+
+
+def headline(answer):
+    "What the page says first: what it is, what it may be, or that it is nothing known."
+    label, most = answer.top[0]
+    if answer.verdict == "sure": return words(label)
+    # a second one that is nearly as likely
+    likely = [words(other) for other, p in answer.top[:2] if p >= most / 4]
+    return f"Perhaps: {', '.join(likely)}" if answer.verdict == "unsure" else "None that I know"
+
+
+def small_print(predictor, answer, ms):
+    "The line below the labels: what kind of thing it is, what is hardly likely, how long it took."
+    label, _ = answer.top[0]
+    unlikely = [words(other) for other, p in answer.top if p < LEAST]
+    parts = []
+    if answer.verdict == "unknown": parts.append("these are the nearest")
+    elif answer.verdict == "unsure": parts.append("not sure")
+    elif predictor.superclasses: parts.append(words(predictor.superclasses[predictor.vocab.index(label)]))
+    if unlikely: parts.append(f"under 1%: {', '.join(unlikely)}")
+    return plain(" · ".join([*parts, f"{ms:.0f} ms"]))
 
 
 def about(path, predictor):
@@ -134,20 +181,23 @@ def about(path, predictor):
     if table: table.insert(1, "|---|---|\n")           # the rule below the first row, which is the head
     return (f"{''.join(table)}\nIt sees every picture as {predictor.sz} x {predictor.sz} pixels, and "
             f"**it knows only these {len(predictor.vocab)} classes**: whatever else is in a picture, "
-            f"it will call it one of them.\n\n{plain(', '.join(predictor.vocab))}")
+            "it may say that it knows nothing like it, or call it one of them."
+            f"\n\n{plain(', '.join(map(words, predictor.vocab)))}")
 
 
 def model_facts(saved):
     "The rows of the table, from what is saved in a model.json; what it does not have is empty."
-    test = saved.get("test") or {}
+    test, photos = saved.get("test") or {}, saved.get("photos")
     return {
         "architecture": saved.get("arch"),
         "parameters": saved.get("parameters") and f"{saved['parameters']:,}",
         "trained on": saved.get("dataset"),
         "epochs": saved.get("epochs"),
         "training images": (saved.get("images") or {}).get("train"),
-        "test top-1": test.get("top1") and f"{100 * test['top1']:.2f} %",
-        "test top-5": test.get("top5") and f"{100 * test['top5']:.2f} %",
+        "test top-1": test.get("top1") and f"{test['top1']:.2%}",
+        "test top-5": test.get("top5") and f"{test['top5']:.2%}",
+        "ordinary photographs": photos and f"{photos['top1']:.0%} of {photos['images']} are right, "
+                                           f"{photos['top5']:.0%} among the first five",
         "commands": ", then ".join(saved.get("commands") or []),
         "date": (saved.get("date") or "")[:10],
     }
@@ -179,65 +229,96 @@ class Answers:
     def predict(self, file):
         "For programs: the labels of a picture with their probabilities."
         if not file: return None
-        return dict(self.predictor.predict(read(self.predictor, file), self.k))
+        _, seen = read(self.predictor, file)
+        return dict(self.predictor.answer(seen, self.k).top)
 
     @show_errors
     def predict_batch(self, files):
         "For programs: the rows of the table of many pictures."
-        return [row for row, _ in self.classify(files or [])]
+        return [row_of(name, outcome) for name, outcome in self.classify(files or [])]
 
     def show(self, file):
         """All that is shown of one picture.
 
-        Labels, a sentence, the picture as the model sees it, the choice of classes, the heat map."""
-        no_choice = gr.Radio(choices=[], value=None, visible=False)
-        if not file: return None, "", None, no_choice, None
+        Headline, labels, small print; the row of pictures: the part that is seen, as the model sees it, the
+        heat map; the choice of classes."""
+        nothing = gr.Row(visible=False), None, None, None, gr.Radio(choices=[], value=None, visible=False)
+        hidden = gr.Markdown("", visible=False)
+        no_labels = gr.Label(None, visible=False)
+        if not file: return hidden, no_labels, hidden, *nothing
         try:
             start = time.perf_counter()
-            img = read(self.predictor, file)
-            top = self.predictor.predict(img, self.k)
+            photo, seen = read(self.predictor, file)
+            answer = self.predictor.answer(seen, self.k)
             ms = 1000 * (time.perf_counter() - start)
-        except UserError as e: return None, f"⚠️ {plain(e.text)}", None, no_choice, None
-        labels = [label for label, _ in top]
-        choice = gr.Radio(choices=labels, value=labels[0], visible=True)
-        text = sentence(self.predictor, top, ms)
-        return dict(top), text, enlarge(img), choice, self.heat_map(img, labels[0])
+        except UserError as e:
+            return hidden, no_labels, gr.Markdown(f"⚠️ {plain(e.text)}", visible=True), *nothing
+        choices = [(words(label), label) for label, _ in answer.top]
+        likely = {words(label): p for label, p in answer.top if p >= LEAST}
+        return (gr.Markdown(f"## {plain(headline(answer))}", visible=True),
+                gr.Label(likely, visible=True),
+                gr.Markdown(small_print(self.predictor, answer, ms), visible=True),
+                gr.Row(visible=True),
+                framed(photo, self.predictor.sz), enlarge(seen), self.heat_map(seen, answer.top[0][0]),
+                gr.Radio(choices=choices, value=answer.top[0][0], visible=True))
 
     @show_errors
     def why(self, file, label):
         "The heat map of a picture for the class that was chosen."
         if not file or label not in self.predictor.vocab: return None
-        return self.heat_map(read(self.predictor, file), label)
+        _, seen = read(self.predictor, file)
+        return self.heat_map(seen, label)
 
     def heat_map(self, img, label):
         heat = self.predictor.heat_map(img, label)
         return None if heat is None else overlay(img, heat)
 
     def classify(self, files):
-        """Yields for each file its row of the table, and the picture as the model sees it or None.
+        """Yields for each file its name, and an Answer, the picture and what the model sees, or a UserError.
 
         Errors: UserError."""
         if len(files) > MAX_FILES:
             raise UserError(f"{len(files)} files are too many at once: choose at most {MAX_FILES}.")
         for file in files:
-            try: img = read(self.predictor, file)
-            except UserError as e:
-                yield [name_of(file), e.text, None, None], None
-                continue
-            (label, p), *others = self.predictor.predict(img, 3)
-            or_else = ", ".join(f"{other} {q:.1%}" for other, q in others)
-            yield [name_of(file), label, round(p, 4), or_else], img
+            try:
+                photo, seen = read(self.predictor, file)
+                yield name_of(file), (self.predictor.answer(seen, 3), photo, seen)
+            except UserError as e: yield name_of(file), e
 
     def show_many(self, files):
-        "The table, the readable pictures with their labels, and the table as a CSV file."
+        "The results, shown or not: the table, the photos, what the model sees, and a CSV file."
         try: found = list(self.classify(files or []))
         except UserError as e:
             gr.Warning(e.text)
             found = []
-        rows = [row for row, _ in found]
-        pictures = [(enlarge(img), f"{row[1]} {row[2]:.0%}") for row, img in found if img]
-        file = to_cache(to_csv(rows), "predictions.csv") if rows else None
-        return rows or None, pictures, gr.DownloadButton(value=file, interactive=bool(rows))
+        photos, seen = [], []
+        for _, outcome in found:
+            if isinstance(outcome, UserError): continue
+            answer, photo, small = outcome
+            caption = headline(answer)
+            if answer.verdict == "sure": caption += f" {percent(answer.top[0][1])}"
+            photos.append((photo, caption))
+            seen.append((enlarge(small), caption))
+        rows = [shown_row(name, outcome) for name, outcome in found]
+        file = to_cache(to_csv([row_of(*one) for one in found]), "predictions.csv") if found else None
+        return (gr.Column(visible=bool(found)), rows or None, photos, seen,
+                gr.DownloadButton(value=file, interactive=bool(found)))
+
+
+def row_of(name, outcome):
+    "A row of the table for programs: label, probability, and the next two."
+    if isinstance(outcome, UserError): return [name, outcome.text, None, None]
+    (label, p), *others = outcome[0].top
+    return [name, label, round(p, 4), ", ".join(f"{other} {q:.1%}" for other, q in others)]
+
+
+def shown_row(name, outcome):
+    "The same row for people."
+    if isinstance(outcome, UserError): return [name, outcome.text, "", ""]
+    answer = outcome[0]
+    first, *others = [f"{words(label)} {percent(p)}" for label, p in answer.top]
+    if answer.verdict != "sure": return [name, headline(answer), "", ", ".join([first, *others])]
+    return [name, headline(answer), percent(answer.top[0][1]), ", ".join(others)]
 
 
 # ---- how it is laid out ----
@@ -264,7 +345,7 @@ def build(path):
     with gr.Blocks(title="sifar", analytics_enabled=False, delete_cache=(KEPT, 2 * KEPT)) as page:
         gr.Markdown(f"# What is in the picture?\n"
                     f"A small network that knows {len(vocab)} classes, "
-                    f"such as {plain(', '.join(vocab[:5]))}.")
+                    f"such as {plain(', '.join(map(words, vocab[:5])))}.")
         with gr.Tab("One"): image, labels = one_picture(answers)
         with gr.Tab("Many"): files, table = many_pictures(answers)
         with gr.Tab("About"): gr.Markdown(about(path, predictor), elem_id="about")
@@ -278,37 +359,49 @@ def build(path):
 def one_picture(answers):
     "The tab for one picture; returns its picture and its labels."
     predictor = answers.predictor
+    shown = {"interactive": False, "height": 300, "min_width": 130, "buttons": []}
     with gr.Row():
         image = gr.Image(label="Picture", sources=["upload", "clipboard", "webcam"], type="filepath",
                          height=320)
         with gr.Column():
-            labels = gr.Label(label="It looks like", num_top_classes=answers.k)
-            note = gr.Markdown(elem_id="note")
-    pictures = sorted((HERE / "examples").glob("*.png"))
-    examples = [str(path) for path in pictures if path.stem in predictor.vocab]
-    if examples: gr.Examples(examples, image, label="Or try one of these")
-    with gr.Row():
-        shown = {"interactive": False, "height": 340, "buttons": []}
-        seen = gr.Image(label=f"It sees {predictor.sz} x {predictor.sz} pixels", elem_id="seen",
-                        **shown)
+            first = gr.Markdown(visible=False, elem_id="headline")
+            labels = gr.Label(show_label=False, show_heading=False, num_top_classes=answers.k,
+                              visible=False, elem_id="labels")
+            note = gr.Markdown(visible=False, elem_id="note")
+            if examples := find_examples(predictor.vocab):
+                gr.Examples(examples, image, label="Or try one of these")
+    with gr.Row(visible=False) as pictures:
+        part = gr.Image(label="It looks here", elem_id="part", **shown)
+        seen = gr.Image(label=f"{predictor.sz} x {predictor.sz} pixels", elem_id="seen", **shown)
         heat = gr.Image(label="Why: where it sees it", elem_id="why", **shown)
     choice = gr.Radio(choices=[], label="Why not another class? Show where it sees ... (Grad-CAM)",
                       elem_id="choice", visible=False)
-    image.change(answers.show, image, [labels, note, seen, choice, heat], **PRIVATE)
+    answer = [first, labels, note, pictures, part, seen, heat, choice]
+    image.change(answers.show, image, answer, **PRIVATE)
     choice.input(answers.why, [image, choice], heat, **PRIVATE)
     return image, labels
 
 
+def find_examples(vocab):
+    "The pictures to click on of what the model knows."
+    pictures = sorted(path for path in (HERE / "examples").iterdir() if path.suffix in (".png", ".jpg"))
+    return [str(path) for path in pictures if path.stem in vocab]
+
+
 def many_pictures(answers):
     "The tab for many pictures; returns its files and its table."
+    sz = answers.predictor.sz
     files = gr.File(label=f"Up to {MAX_FILES} pictures", file_count="multiple", height=160,
                     elem_id="files")
-    table = gr.Dataframe(headers=HEADERS, label="Labels and their probabilities", interactive=False,
-                         wrap=True, column_widths=["27%", "28%", "17%", "28%"])
-    download = gr.DownloadButton("Download as CSV", interactive=False, variant="primary")
-    shown = gr.Gallery(label="Pictures", columns=6, fit_columns=False, object_fit="contain",
-                       height="auto", elem_id="shown")
-    files.change(answers.show_many, files, [table, shown, download], **PRIVATE | MANY)
+    shown = {"columns": 6, "fit_columns": False, "height": "auto", "show_label": False}
+    with gr.Column(visible=False) as results:
+        photos = gr.Gallery(object_fit="cover", elem_id="shown", **shown)
+        with gr.Accordion(f"As the model sees them: {sz} x {sz} pixels", open=False):
+            seen = gr.Gallery(object_fit="contain", **shown)
+        table = gr.Dataframe(headers=HEADERS, label="Labels and their probabilities", interactive=False,
+                             wrap=True, column_widths=["26%", "26%", "20%", "28%"], elem_id="table")
+        download = gr.DownloadButton("Download as CSV", interactive=False, variant="primary")
+    files.change(answers.show_many, files, [results, table, photos, seen, download], **PRIVATE | MANY)
     return files, table
 
 
@@ -376,7 +469,7 @@ def main(args=None):
         # fonts of the system: others would be loaded from outside
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
         theme = gr.themes.Soft(primary_hue="teal", **fonts)
-        page.launch(theme=theme, css=CSS, footer_links=["api", "settings"],
+        page.launch(theme=theme, css=CSS, footer_links=["api"],
                     max_file_size=f"{MAX_MB}mb", show_error=False, **guarded(page),
                     state_session_capacity=256)     # sessions of 40 kB each; by default 10,000
 

@@ -22,6 +22,7 @@ from PIL import Image
 import app
 from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner
 from sifar.share.export import some_images, write_learner
+from sifar.share.predictor import Answer
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next((o for o in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if o), None)
@@ -112,7 +113,7 @@ def pictures(tmp_path_factory):
 def test_the_api_gives_what_the_predictor_gives(client, exported, pictures):
     predictor = Predictor(exported[0])
     for o in pictures[:3]:
-        got, want = client.predict(handle_file(o), api_name="/predict"), predictor.predict(o)
+        got, want = client.predict(handle_file(o), api_name="/predict"), predictor.answer(o).top
         assert got["label"] == want[0][0] and [c["label"] for c in got["confidences"]] == [
             label for label, _ in want
         ]
@@ -152,6 +153,7 @@ def test_a_damaged_model_json_is_one_line(exported, tmp_path):
         {"images": 5},
         {"test": 5},
         {"test": {"top1": "x"}},
+        {"photos": 5},
         {"commands": 5},
         {"commands": [1]},
         {"date": 5},
@@ -159,6 +161,25 @@ def test_a_damaged_model_json_is_one_line(exported, tmp_path):
         (tmp_path / "model.json").write_text(json.dumps({**whole, **o}))
         with pytest.raises(UserError, match="model.json is damaged"):
             app.about(tmp_path / "learner.pkl", predictor)
+
+
+def test_headlines_say_how_sure_the_model_is_and_names_have_no_underscores():
+    top = [("sweet_pepper", 0.612), ("pine_tree", 0.3), ("sea", 0.001)]
+    headlines = [app.headline(Answer(top, verdict)) for verdict in ("sure", "unsure", "unknown")]
+    assert headlines == ["sweet pepper", "Perhaps: sweet pepper, pine tree", "None that I know"]
+    assert app.headline(Answer([("sea", 0.6), ("road", 0.1)], "unsure")) == "Perhaps: sea"
+    sure, unsure = (app.shown_row("a.png", (Answer(top, o), None, None)) for o in ("sure", "unsure"))
+    assert sure == ["a.png", "sweet pepper", "61%", "pine tree 30%, sea under 1%"]
+    assert unsure[1:] == [headlines[1], "", "sweet pepper 61%, pine tree 30%, sea under 1%"]
+
+
+def test_what_the_model_sees_of_a_photo_is_framed_and_the_rest_is_dimmed():
+    photo = Image.new("RGB", (400, 100), "white")
+    shown = np.asarray(app.framed(photo, 32))
+    # it sees 180 x 90 pixels
+    assert shown.shape == (100, 400, 3) and (shown[10:90, 115:285] == 255).all()
+    assert (shown[:, :105] < 200).all() and (shown[:, 295:] < 200).all() and (shown[:3] < 200).all()
+    assert (shown[50, 110] != 255).any() and app.framed(photo.resize((32, 32)), 32).size == (256, 256)
 
 
 def save(img, format, **kwargs):
@@ -195,7 +216,7 @@ def test_odd_pictures_are_read_as_what_they_are(client, exported, tmp_path, name
     (tmp_path / name).write_bytes(GOOD[name])
     got, want = (
         client.predict(handle_file(tmp_path / name), api_name="/predict"),
-        Predictor(exported[0]).predict(WHITE),
+        Predictor(exported[0]).answer(WHITE).top,
     )
     assert got["label"] == want[0][0] and got["confidences"][0]["confidence"] == pytest.approx(
         want[0][1], abs=0.02
@@ -348,10 +369,14 @@ def clear(tab):
 
 def test_a_picture_gives_labels_what_the_model_sees_and_why(tab, exported, pictures):
     upload(tab, pictures[0])
-    want = [label for label, _ in Predictor(exported[0]).predict(pictures[0])]
-    tab.get_by_test_id("label-output-value").get_by_text(want[0], exact=True).wait_for()
+    answer = Predictor(exported[0]).answer(pictures[0])
+    tab.locator("#headline", has_text=app.headline(answer)).wait_for()
     tab.locator("text=/\\d+ ms/").wait_for()
-    assert tab.locator("[data-testid$=confidence-set], .confidence-set").count() == 5
+    likely = [p for _, p in answer.top if p >= 0.005]
+    rows = tab.locator("[data-testid$=confidence-set], .confidence-set")
+    rows.nth(len(likely) - 1).wait_for()
+    assert rows.count() == len(likely)
+    assert "0%" not in tab.locator("#labels").inner_text().split()
     heat = tab.locator("#why img")
     heat.wait_for()
     before = heat.get_attribute("src")
@@ -392,6 +417,16 @@ def test_after_an_example_a_bad_file_is_still_a_message(browser, coloured, tmp_p
     assert "Traceback" not in coloured.log()
 
 
+def test_boxes_for_pictures_appear_with_the_first_answer(tab, pictures):
+    boxes = "#labels", "#part", "#seen", "#why", "#choice"
+    assert [o for o in boxes if tab.locator(o).is_visible()] == []
+    upload(tab, pictures[0])
+    for box in boxes:
+        tab.locator(box).wait_for()
+    tab.get_by_role("tab", name="Many").click()
+    assert not tab.locator("#shown").is_visible() and not tab.locator("#table").is_visible()
+
+
 def test_a_bad_file_is_a_message_and_the_old_answer_goes(tab, pictures, tmp_path):
     upload(tab, pictures[0])
     tab.locator("text=/\\d+ ms/").wait_for()
@@ -416,10 +451,8 @@ def test_a_new_picture_while_a_slow_one_is_read_gets_its_own_answer(tab, exporte
     want = Predictor(exported[0]).predict(pictures[0], 1)[0][0]
     tab.locator("#choice").get_by_text(want, exact=True).first.wait_for()
     tab.wait_for_timeout(4000)
-    assert tab.get_by_test_id("label-output-value").inner_text().strip() == want
-    assert (
-        f"{want}" in tab.locator("#note").inner_text() and tab.locator("#choice input:checked").count() == 1
-    )
+    assert app.headline(Predictor(exported[0]).answer(pictures[0])) == tab.locator("#headline").inner_text()
+    assert tab.locator("#choice input:checked").count() == 1
 
 
 def test_what_somebody_may_be_loading_is_not_written_anew(tab, page, pictures):
@@ -460,6 +493,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(tab, pictures):
     upload(tab, pictures[0])
     tab.locator("text=/\\d+ ms/").wait_for()
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    assert not tab.locator("footer").inner_text().strip(" \n").startswith("·")
 
 
 @pytest.mark.slow

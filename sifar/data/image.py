@@ -38,13 +38,18 @@ def read_image(o, sz, min_side=1, max_pixels=MAX_PIXELS):
 
 
 def read_views(o, sz, n, min_side=1, max_pixels=MAX_PIXELS):
-    """`n` views of an image of any kind, as `fit_views` makes them.
+    "`n` views of an image of any kind, as `fit_views` makes them. Errors: those of `read_rgb`."
+    return fit_views(read_rgb(o, min_side, max_pixels), sz, n)
+
+
+def read_rgb(o, min_side=1, max_pixels=MAX_PIXELS):
+    """An image of any kind as a Pillow image, RGB and upright, in its own size.
 
     Errors: UserError for what is no image, is damaged, too small or too large."""
     name = o if isinstance(o, (str, Path)) else "The image"
     with explained(name, max_pixels), open_image(o) as img:
         check_size(img, name, min_side, max_pixels)
-        return fit_views(upright_rgb(img), sz, n)
+        return upright_rgb(img)
 
 
 @contextmanager

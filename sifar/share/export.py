@@ -48,7 +48,8 @@ def export_run(path):
         raise UserError(f"{run.config} is damaged: it does not say {', '.join(missing)}. "
                         "Train the run again.")
     learn = load_run(path, images=False)
-    about = {k: known[k] for k in (*FACTS, "confidence") if k in known}     # older runs have no confidence
+    more = "confidence", "photos"                       # older runs have no confidence, and few photographs
+    about = {k: known[k] for k in (*FACTS, *more) if k in known}
     about = describe(learn, run.settings, about)
     write_learner(learn, run.path / "learner.pkl", about)
     return learn

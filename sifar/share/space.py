@@ -16,7 +16,7 @@ NEEDED = ("fastai", "fastcore", "gradio", "matplotlib", "numpy", "pillow", "rich
           "torch", "torchvision")
 LICENSE = "apache-2.0"
 OURS = b'---\ntitle: "sifar '               # how the README.md of our Spaces begins
-LFS = "*.pkl filter=lfs diff=lfs merge=lfs -text\n*.png filter=lfs diff=lfs merge=lfs -text\n"
+LFS = "".join(f"*.{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in ("pkl", "onnx", "png", "jpg"))
 
 
 # ---- the folder ----
@@ -55,7 +55,7 @@ def check_folder(folder):
 def space_files():
     "All of sifar, its templates too, and what the page shows."
     sources = (path for pattern in ("*.py", "*.j2") for path in (ROOT / "sifar").rglob(pattern))
-    examples = sorted((ROOT / "examples").glob("*.png"))
+    examples = sorted(path for path in (ROOT / "examples").iterdir() if path.is_file())
     return [ROOT / "app.py", ROOT / "LICENSE", *sorted(sources), *examples]
 
 
