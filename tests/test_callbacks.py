@@ -298,7 +298,7 @@ def test_shrunk_images_are_the_means_of_their_pixels():
     learn, x = learner(sizes="16"), torch.rand(4, 3, 32, 32)
     grow = learn.grow_images
     learn.epoch, learn.n_epoch, learn.xb, learn.yb = 0, 1, (x,), ()
-    grow.before_epoch()
+    grow.before_train()
     grow.before_batch()
     inner = learn.xb[0][:, :, 1:-1, 1:-1]
     want = torch.nn.functional.interpolate(x, (16, 16), mode="bilinear", antialias=True)[:, :, 1:-1, 1:-1]

@@ -195,7 +195,7 @@ class GrowImages(Callback):
 
     def __init__(self, sizes): self.sizes = sizes
 
-    def before_epoch(self):
+    def before_train(self):
         # the middle of the epoch as a share of all: 4 epochs look up 1/8, 3/8, 5/8, 7/8 of the list
         share = (self.epoch + 0.5) / self.n_epoch
         sz = self.sizes[int(share * len(self.sizes))]

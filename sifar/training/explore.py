@@ -123,7 +123,7 @@ def run_batch_callbacks(learn):
     Returns the shares of the classes in each image (n,c)."""
     cbs = [cb for cb in learn.cbs.sorted("order") if isinstance(cb, (GrowImages, Mix))]
     if hasattr(learn, "mix"): learn.mix.prob = 1.0
-    for event in ("before_fit", "before_epoch", "before_batch"):
+    for event in ("before_fit", "before_train", "before_batch"):
         for cb in cbs: cb(event)
     if hasattr(learn, "mix"):
         # without the smoothing: targ = (1 - eps) * share + eps / c
