@@ -1,20 +1,100 @@
-"""Files that are either whole or not there."""
+"""Files: written whole or not at all, and read up to a bound."""
+import json
+import math
 import os
+import re
+import secrets
+import stat
+import time
+from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from .errors import UserError, one_line
 
+ROOT = Path(__file__).parents[1]
+MAX_TEXT = 2**22        # bytes of a file of settings or figures; Python's objects may take 50 times as much
+LEFT_OVER = re.compile(r"\.(.+)-[0-9a-f]{16}\.tmp")
+STALE = 3600            # seconds after which what is half written belongs to no process any more
+
+
+# ---- written ----
 
 def write_file(path, content: bytes | memoryview | str):
-    "Write `content` beside `path`, in a folder that is there, then rename it: `path` is never half written."
+    """Write `content` beside `path`, in a folder that is there, then rename it: `path` is never half written.
+
+    Where `path` is a link, the link is replaced, and what it leads to stays as it is."""
     path = Path(path)
-    tmp = path.with_name(f"{path.name}.tmp")
+    # nobody knows this name before, and x makes a new file only: no link that lies there is followed
+    tmp = path.with_name(f".{path.name[:50]}-{secrets.token_hex(8)}.tmp")
+    if isinstance(content, str): content = content.encode(errors="backslashreplace")
     try:
-        with open(tmp, "wb") as f:
-            f.write(content.encode() if isinstance(content, str) else content)
+        with open(tmp, "xb") as f:
+            f.write(content)
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
     except BaseException:
         tmp.unlink(missing_ok=True)
         raise
+
+
+def remove_left_overs(folder, is_ours):
+    """Remove from `folder` what write_file left there when it was killed, and nothing else.
+
+    is_ours: whether no other process may be writing the file of this name; the others go after an hour."""
+    for path in folder.glob(".*.tmp"):
+        name = LEFT_OVER.fullmatch(path.name)
+        if not name: continue
+        old = time.time() - path.lstat().st_mtime > STALE
+        if old or is_ours(name[1]): path.unlink(missing_ok=True)
+
+
+def identity(folder):
+    "What tells a folder from one that took its name; None where there is none."
+    try: found = os.stat(folder)
+    except OSError: return None
+    return found.st_dev, found.st_ino
+
+
+# ---- read ----
+
+def open_plain(path):
+    "The file `path`, open to be read. Errors: OSError; UserError for what is no plain file, as a named pipe."
+    # else a named pipe waits for somebody to write into it
+    at_once = getattr(os, "O_NONBLOCK", 0)
+    f = open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once))
+    if stat.S_ISREG(os.fstat(f.fileno()).st_mode): return f
+    f.close()
+    raise UserError(f"{path} is no plain file")
+
+
+def read_file(path, most=MAX_TEXT):
+    "The bytes of a file, `most` at most. Errors: OSError; UserError for a longer one, or no plain file."
+    with open_plain(path) as f: content = f.read(most + 1)
+    if len(content) > most: raise UserError(f"{path} has more than {most:,} bytes")
+    return content
+
+
+def read_json(path, most=MAX_TEXT):
+    "What a JSON file says. Errors: OSError; UserError, which does not name the file, as parse_json."
+    return parse_json(read_file(path, most).decode(errors="replace"), most)
+
+
+def parse_json(text, most=MAX_TEXT):
+    "What a stranger's JSON says. Errors: UserError, also for a key that is there twice, NaN, long numbers."
+    def number(kind, digits):
+        if len(digits) > 40: raise ValueError("a number is too long")
+        if not math.isfinite(float(digits)): raise ValueError("a number is too large")
+        return kind(digits)
+
+    def unique(pairs):
+        if len(dict(pairs)) < len(pairs): raise ValueError("a key is there twice")
+        return dict(pairs)
+
+    def constant(name): raise ValueError(f"{name} is no number")
+    if type(text) is not str or len(text) > most: raise UserError("its JSON is too large, or no text")
+    decoder = json.JSONDecoder(object_pairs_hook=unique, parse_constant=constant,
+                               parse_int=partial(number, int), parse_float=partial(number, float))
+    try: return decoder.decode(text)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"it holds damaged JSON: {one_line(e)}") from e

@@ -588,14 +588,16 @@ def test_an_export_that_is_stopped_leaves_the_earlier_one(run_folder, tmp_path, 
         text=True,
     )
     for _ in range(600):
-        if list(run.glob(".export-*/images.npy")):
+        if list(run.glob(".sifar-export-*/images.npy")):
             break
         time.sleep(0.1)
     process.send_signal(signum)
     _, err = process.communicate()
     assert process.returncode == code and "Traceback" not in err
     assert (
-        (run / "learner.pkl").read_bytes() == before and load_learner(run) and not list(run.glob(".export-*"))
+        (run / "learner.pkl").read_bytes() == before
+        and load_learner(run)
+        and not list(run.glob(".sifar-export-*"))
     )
 
 

@@ -2,10 +2,11 @@
 import csv
 import json
 import logging
-import math
+import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -13,17 +14,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import NoneType
 
 from filelock import FileLock, Timeout
 
 from ..config import FREE_ON_RESUME, TrainConfig, flag, is_own, parse_sizes
-from ..errors import UserError, explain, name_batch_size
-from ..files import write_file
+from ..errors import UserError, explain, name_batch_size, one_line
+from ..files import LEFT_OVER, identity, read_file, read_json, remove_left_overs, write_file
 from ..log import command, log, log_to_file
 
 PACKAGES = "torch", "torchvision", "fastai", "albumentations", "timm", "numpy"
 # what a run has before its first checkpoint
-LEFTOVERS = ".lock", "training_log.txt", "config.json", "lr_find.csv", "lr_find.png"
+LEFTOVERS = ".lock", "training_log.txt", "config.json", "lr_find.csv", "plots/lr_find.png"
+# what a training writes by name, or into
+FILES = ".lock", "training_log.txt"
+FOLDERS = "models", "plots", "tensorboard", "wandb"
 # columns of history.csv: those that have a value, and those that are empty without valid
 ALWAYS = "train_loss", "lr", "seconds", "images_per_second"
 ON_VALID = "valid_loss", "top1", "top5"
@@ -42,17 +47,16 @@ class Run:
             raise UserError(f"{str(path)!r} is no run folder: it has no config.json. "
                             "A run folder is one such as runs/cifar100/<time>-resnet18.")
         try:
-            self.about = json.loads(self.config.read_text())
+            self.about = read_json(self.config)
             check_about(self.about)
             self.settings = parse_settings(self.about["settings"])
-        # json raises a RecursionError for very deep lists
-        except (ValueError, KeyError, TypeError, RecursionError, UserError) as e: raise self.damaged(e) from e
+        except (UserError, ValueError, KeyError, TypeError) as e: raise self.damaged(e) from e
 
     @property
     def config(self): return self.path / "config.json"
 
     def damaged(self, e):
-        return UserError(f"{self.config} is damaged ({e}): the run cannot be used.")
+        return UserError(f"{self.config} is damaged ({one_line(e)}): the run cannot be used.")
 
     @property
     def archived(self): return not (self.path / "models").exists()
@@ -74,9 +78,10 @@ class Run:
         "The rows of history.csv as RunLog had them."
         path = self.path / "history.csv"
         try:
-            with path.open() as f: rows = [parse_row(row) for row in csv.DictReader(f)]
-        except (OSError, ValueError, TypeError, KeyError, OverflowError, csv.Error) as e:
-            raise UserError(f"{path} cannot be read ({e}).") from e
+            lines = read_file(path).decode().splitlines()
+            rows = [parse_row(row) for row in csv.DictReader(lines)]
+        except (UserError, OSError, ValueError, TypeError, KeyError, OverflowError, csv.Error) as e:
+            raise UserError(f"{path} cannot be read ({one_line(e)}).") from e
         if not rows: raise UserError(f"{path} has no epoch yet: train first.")
         return rows
 
@@ -84,13 +89,12 @@ class Run:
         "The dictionary of metrics.json, None where there is none yet."
         path = self.path / "metrics.json"
         try:
-            metrics = json.loads(path.read_text())
+            metrics = read_json(path)
             check_metrics(metrics)
         except FileNotFoundError: return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError,
-                RecursionError) as e:
+        except (UserError, OSError, ValueError, TypeError, KeyError) as e:
             again = f"write it anew by python -m sifar.report {self.path}"
-            raise UserError(f"{path} is damaged ({e}): {again}") from e
+            raise UserError(f"{path} is damaged ({one_line(e)}): {again}") from e
         return metrics
 
 
@@ -111,6 +115,8 @@ def check_about(about):
     check_type("it", about, dict)
     for name, kind in {"settings": dict, "versions": dict, "commands": list, "data": dict}.items():
         check_type(name, about.get(name, kind()), kind)
+    for text in about.get("versions", {}).values(): check_type("a version", text, str)
+    for k in ("git_commit", "device", "precision", "machine"): check_type(k, about.get(k), (str, NoneType))
     for line in about.get("commands", []):
         check_type("a command", line, str)
         shlex.split(line)                           # ValueError for a quotation mark that is alone
@@ -135,7 +141,9 @@ def check_names(name, value):
 
 
 def check_type(name, value, kind):
-    if not isinstance(value, kind): raise TypeError(f"{name} is {value!r}"[:100])
+    # to Python, True is an int
+    wrong = not isinstance(value, kind) or isinstance(value, bool)
+    if wrong: raise TypeError(f"{name} is {value!r}"[:100])
 
 
 def parse_row(text):
@@ -144,11 +152,17 @@ def parse_row(text):
     Errors: ValueError, TypeError, KeyError, OverflowError."""
     row: dict = {k: None if v == "" else float(v) for k, v in text.items()}
     row["epoch"] = int(row["epoch"])            # OverflowError for inf, ValueError for nan
+    check_row(row)
+    return row
+
+
+def check_row(row):
+    "Check a dictionary of an epoch of the history. Errors: ValueError, TypeError, KeyError."
     if any(row[k] is None for k in ALWAYS) or not set(ON_VALID) <= set(row):
         raise ValueError("a value is missing")
-    if not all(v is None or math.isfinite(v) for v in row.values()):
-        raise ValueError("a value is no number")
-    return row
+    check_type("epoch", row["epoch"], int)
+    for value in row.values():
+        if value is not None: check_figure(value)
 
 
 def column(history, key, scale=1):
@@ -160,20 +174,33 @@ def column(history, key, scale=1):
 def check_metrics(metrics):
     """Check what a report says.
 
-    Errors: ValueError, TypeError, KeyError or AttributeError, where it is missing or no number."""
-    figures = [metrics[k] for k in ("parameters", "epochs", "seconds", "images_per_second", "seed")]
-    figures += metrics["images"].values()
+    Errors: ValueError, TypeError or KeyError, where it is missing or no number."""
+    check_type("it", metrics, dict)
+    whole = [metrics[k] for k in ("parameters", "epochs", "seed")]
+    if metrics["best_epoch"] is not None: whole.append(metrics["best_epoch"])
+    check_type("images", metrics["images"], dict)
+    whole += [metrics["images"][k] for k in ("train", "valid", "test")]
+    for figure in whole: check_type("a number", figure, int)
+    figures = [*whole, metrics["seconds"], metrics["images_per_second"]]
     for split in ("valid", "test"):
         if metrics[split] is None: continue
+        check_type(split, metrics[split], dict)
         figures += [metrics[split][k] for k in ("top1", "top5", "loss")]
         figures.append(metrics[split].get("ece", 0.0))          # runs of before version 0.1 have none
     # older runs have neither
+    for k in ("confidence", "unknown"): check_type(k, metrics.get(k), (dict, NoneType))
     if confidence := metrics.get("confidence"): figures += confidence.values()
-    if unknown := metrics.get("unknown"): figures += [unknown[k] for k in ("auroc", "pass")]
-    if metrics["best_epoch"] is not None: figures.append(metrics["best_epoch"])
-    for figure in figures:
-        if not isinstance(figure, (int, float)) or not math.isfinite(figure):
-            raise ValueError("a value is no number")
+    if unknown := metrics.get("unknown"):
+        check_type("images", unknown["images"], str)
+        figures += [unknown[k] for k in ("auroc", "pass")]
+    for figure in figures: check_figure(figure)
+
+
+def check_figure(value):
+    "Raise a ValueError for what is no number, or none that a training could give."
+    # timedelta takes no more seconds than 10**13
+    right = type(value) in (int, float) and 0 <= value <= 1e13
+    if not right: raise ValueError(f"a value is {value!r}"[:100])
 
 
 def attempt(notes, *fs):
@@ -224,8 +251,8 @@ def check_free(run):
 
 
 def only_leftovers(run):
-    files = [path for path in run.rglob("*") if path.is_file()]
-    return all(path.name in LEFTOVERS or path.suffix == ".tmp" for path in files)
+    files = [path for path in run.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return all(str(path.relative_to(run)) in LEFTOVERS or LEFT_OVER.fullmatch(path.name) for path in files)
 
 
 def new_folder(cfg):
@@ -261,12 +288,30 @@ def open_run(cfg):
     Errors: UserError where another process trains in it, or where the memory is used up."""
     above = [folder for folder in run_path(cfg).parents[:2] if not folder.exists()]
     run = Path(cfg.resume) if cfg.resume else new_folder(cfg)
-    lock = get_lock(run)
-    for path in run.rglob("*.tmp"): path.unlink()           # half-written when it was killed
+    check_own(run)
+    known = identity(run)
+    with locked(run):
+        try:
+            # half-written by one that was killed; no other process writes these
+            for folder in (run, run / "models", run / "plots"):
+                remove_left_overs(folder, lambda name: name in LEFTOVERS or name.endswith((".pth", ".csv")))
+            with logged(run, cfg): yield run
+        finally:
+            # nothing of what was trained, and no folder that took the place of this one
+            untrained = not cfg.resume and identity(run) == known and only_leftovers(run)
+            if untrained:
+                shutil.rmtree(run, ignore_errors=True)
+                for folder in above:
+                    with suppress(OSError): folder.rmdir()          # of other runs, it is not empty
+
+
+@contextmanager
+def logged(run, cfg):
+    "Let the training_log.txt of `run` take the log, its start and its error too."
     handler = log_to_file(run / "training_log.txt")
     try:
         say_start(run, cfg)
-        with name_batch_size(cfg): yield run
+        with name_batch_size(cfg): yield
     except Exception as e:
         # into the file only: the command itself prints it
         if text := explain(e):
@@ -280,12 +325,6 @@ def open_run(cfg):
     finally:
         log.removeHandler(handler)
         handler.close()
-        lock.release()
-        trained = cfg.resume or last_checkpoint(run).exists()
-        if not trained:
-            shutil.rmtree(run, ignore_errors=True)
-            for folder in above:
-                with suppress(OSError): folder.rmdir()          # of other runs, it is not empty
 
 
 def say_how_to_go_on(run, cfg):
@@ -294,17 +333,45 @@ def say_how_to_go_on(run, cfg):
     log.info("  %s", command("train.py", "--resume", run))
 
 
-def get_lock(run):
-    """The lock of a run folder, held; the system frees it however this process ends.
+def check_own(run):
+    "Raise a UserError where what a training writes into is a link, or something else than it should be."
+    kinds = [(FILES, stat.S_ISREG, "plain file"), (FOLDERS, stat.S_ISDIR, "folder")]
+    for names, is_right, kind in kinds:
+        for path in (run / name for name in names):
+            with suppress(FileNotFoundError):
+                if is_right(path.lstat().st_mode): continue
+                raise UserError(f"{path} should be a {kind} of this run, and is a link or something else: "
+                                "move it away.")
+
+
+@contextmanager
+def locked(run):
+    """Hold the lock of a run folder; the system frees it however this process ends.
 
     Errors: UserError where it is taken."""
-    # its file stays when it is released: check_free knows by it what was a run
-    lock = FileLock(run / ".lock", blocking=False)
-    try: lock.acquire()
+    try:
+        # its file stays when it is released: check_free knows by it what was a run
+        with FileLock(run / ".lock", blocking=False), lock_folder(run): yield
     except Timeout as e:
         raise UserError(f"{run} is in use by another training: "
                         "wait for that one, or stop it first.") from e
-    return lock
+
+
+@contextmanager
+def lock_folder(run):
+    "Lock the folder itself too, where the system can, as its .lock may be deleted. Errors: Timeout."
+    try:
+        import fcntl
+    except ImportError:                         # Windows, which deletes no file that is open
+        yield
+        return
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        try: fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e: raise Timeout(str(run)) from e
+        except OSError: pass                    # as on NFS
+        yield
+    finally: os.close(folder)
 
 
 def say_start(run, cfg):

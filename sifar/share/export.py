@@ -17,7 +17,7 @@ from fastai.learner import defaults
 
 from ..cli import one_line_errors, without_folders
 from ..errors import UserError
-from ..files import ROOT, write_file
+from ..files import ROOT, STALE, write_file
 from ..log import log
 from ..runs.load import load_run
 from ..runs.run import Run
@@ -27,7 +27,6 @@ from .predictor import Predictor
 
 FACTS = "parameters", "epochs", "seed", "images", "valid", "test", "commands", "versions", "git_commit"
 TOLERANCE = 1e-5                # of a probability, between a model and what it was exported to
-STALE = 3600                    # seconds after which the folder of an export is one that was killed
 
 
 # ---- learner.pkl ----
@@ -59,15 +58,15 @@ def write_learner(learn, path, about):
     "Export `learn` to `path`, checked, and `about` with its SHA-256 to the model.json beside it."
     remove_stale(path.parent)
     images, probs = some_probs(learn)
-    with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+    with TemporaryDirectory(dir=path.parent, prefix=".sifar-export-") as folder:
         tmp = Path(folder).resolve() / path.name
         learn.export(tmp)
         check_probs(path.name, probs, in_fresh_process(tmp, images))
         # in this order a crash leaves files that load: a learner needs no model.json,
         # but refuses that of another
+        about = {**about, "sha256": hashlib.sha256(tmp.read_bytes()).hexdigest()}
         path.with_name("model.json").unlink(missing_ok=True)
         os.replace(tmp, path)
-    about = {**about, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     write_file(path.with_name("model.json"), json.dumps(about, indent=2) + "\n")
     log_written(path, "a fresh process loaded it, and gave", images)
 
@@ -79,7 +78,7 @@ def log_written(path, how, images):
 
 def remove_stale(folder):
     "Remove what exports that were killed left in `folder`."
-    for old in folder.glob(".export-*"):
+    for old in folder.glob(".sifar-export-????????"):
         with suppress(FileNotFoundError):                       # another export took it away
             if time.time() - old.stat().st_mtime > STALE: shutil.rmtree(old, ignore_errors=True)
 

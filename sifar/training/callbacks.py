@@ -23,7 +23,7 @@ from fastai.torch_core import set_seed
 from fastcore.all import L, noop
 
 from ..errors import UserError, one_line
-from ..files import write_file
+from ..files import identity, write_file
 from ..log import log
 from .precision import needs_scaling, runs_by_itself, small_convs
 
@@ -301,6 +301,23 @@ class SmoothLoss(AvgSmoothLoss):
         self.val = torch.lerp(loss, self.val.to(loss), self.beta)
 
 
+class SameFolder(Callback):
+    "End the run where another folder took the place of its own, before a file goes into that one."
+    order = 54                  # before RunLog
+
+    def before_fit(self): self.known = identity(self.path)
+
+    def check(self):
+        if identity(self.path) in (None, self.known): return     # of none, the next file says it
+        what_to_do = "go on with it by --resume where it is now"
+        raise UserError(f"{self.path} is another folder now, this run's was moved: {what_to_do}.")
+
+
+def check_folder(learn):
+    "Where `learn` has SameFolder, let it look."
+    if hasattr(learn, "same_folder"): learn.same_folder.check()
+
+
 class RunLog(Callback):
     """The epochs as a table in the log and in history.csv, and their progress on `bar`, a rich Progress.
 
@@ -358,6 +375,7 @@ class RunLog(Callback):
         table = csv.writer(text, lineterminator="\n")
         table.writerow(self.columns)
         for row in self.history: table.writerow([exact(row[k]) for k in self.columns])
+        check_folder(self.learn)
         write_file(self.path / "history.csv", text.getvalue())
 
     def after_cancel_fit(self):
@@ -439,13 +457,14 @@ class SaveLast(Callback):
         }
         if hasattr(self.learn, "scaler"): state["scaler"] = self.learn.scaler.state_dict()
         if hasattr(self.learn, "ema"): state["ema"] = self.learn.ema.state_dict()
-        save(weights_path(self.learn, "last"), state)
+        save(self.learn, "last", state)
 
 
-def save(path, state):
-    "torch.save to a file that is whole or not there."
-    buffer = io.BytesIO()
+def save(learn, name, state):
+    "torch.save to models/`name`.pth, which is whole or not there."
+    buffer, path = io.BytesIO(), weights_path(learn, name)
     torch.save(state, buffer)
+    check_folder(learn)
     # models/, but not the run folder, should somebody have removed it
     path.parent.mkdir(exist_ok=True)
     write_file(path, buffer.getbuffer())
@@ -462,7 +481,7 @@ def weights_path(learn, name): return learn.path / learn.model_dir / f"{name}.pt
 
 def save_weights(learn, name):
     "Save the weights of `learn` as models/`name`.pth."
-    save(weights_path(learn, name), learn.model.state_dict())
+    save(learn, name, learn.model.state_dict())
 
 
 def load_weights(learn, name):

@@ -13,6 +13,7 @@ from .callbacks import (
     Mix,
     Precision,
     RunLog,
+    SameFolder,
     SaveBest,
     SaveLast,
     SeedEpochs,
@@ -88,7 +89,7 @@ def sample_images(dls, n=5000):
 
 def run_callbacks(learn, cfg, bar):
     "The callbacks of a training run that is kept in the folder `learn.path`; its progress is on `bar`."
-    cbs = [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), RunLog(bar)]
+    cbs = [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), SameFolder(), RunLog(bar)]
     # else nothing is chosen: the last weights count
     if len(learn.dls.valid): cbs.append(SaveBest())
     return [*cbs, SaveLast(), *trackers(learn, cfg)]

@@ -30,7 +30,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..data.loaders import ReadImage, empty_dls
 from ..errors import UserError
-from ..files import write_file
+from ..files import parse_json, read_json, write_file
 from .models import get_model
 
 FORMAT = 1  # of the recipe; a change that older versions cannot read makes it 2
@@ -165,7 +165,7 @@ def restore(text, weights):
 
 
 def build(text, weights):
-    recipe = read_json(text)
+    recipe = parse_json(text, MAX_JSON)
     check_recipe(recipe)
     tensors = read_weights(weights, recipe)
     arch, sz, vocab = recipe["arch"], recipe["size"], recipe["classes"]
@@ -174,24 +174,6 @@ def build(text, weights):
     stats = recipe["mean"], recipe["std"]
     dls = empty_dls(sz, vocab, recipe["superclasses"], stats).to(weights.device)
     return RecipeLearner(dls, model.eval(), arch)
-
-
-def read_json(text, most=MAX_JSON):
-    "What a stranger's JSON says. Errors: UserError, also for a key that is there twice, NaN, long numbers."
-    def number(kind, digits):
-        if len(digits) > 40: raise ValueError("a number is too long")
-        return kind(digits)
-
-    def unique(pairs):
-        if len(dict(pairs)) < len(pairs): raise ValueError("a key is there twice")
-        return dict(pairs)
-
-    def constant(name): raise ValueError(f"{name} is no number")
-    need(type(text) is str and len(text) <= most, "its JSON is too large, or no text")
-    decoder = json.JSONDecoder(object_pairs_hook=unique, parse_constant=constant,
-                               parse_int=partial(number, int), parse_float=partial(number, float))
-    try: return decoder.decode(text)
-    except (ValueError, RecursionError) as e: raise UserError("it holds damaged JSON") from e
 
 
 def check_recipe(recipe):
@@ -249,7 +231,7 @@ def read_weights(weights, recipe):
     # safetensors: 8 bytes that give the length of a JSON header, the header, then the numbers
     size = int.from_bytes(content[:8], "little")
     need(size <= min(MAX_JSON, len(content) - 8), "its weights are no safetensors file")
-    header = read_json(content[8:8 + size].decode(errors="replace"))
+    header = parse_json(content[8:8 + size].decode(errors="replace"), MAX_JSON)
     ok = type(header) is dict and all(type(v) is dict for v in header.values())
     need(ok, "its weights are no safetensors file")
     with limit_parameters(2 * len(header), len(content) // 2): model = plan(recipe)
@@ -304,12 +286,12 @@ def load_learner(path):
 
 def read_about(path):
     "The model.json beside the learner file `path`, or an empty dictionary. Errors: UserError."
-    file, most = path.with_name("model.json"), 2 * MAX_JSON         # it says more than a recipe
+    file = path.with_name("model.json")
     if not file.is_file(): return {}
     try:
-        with open(file, encoding="utf-8") as f: about = read_json(f.read(most + 1), most)
+        about = read_json(file)
         need(type(about) is dict and type(about.get("sha256")) is str, "it has no SHA-256")
-    except (UserError, UnicodeDecodeError) as e:
+    except UserError as e:
         raise UserError(f"{file} is damaged: export the run again, or delete it.") from e
     return about
 

@@ -66,9 +66,9 @@ def strike(run, signum, rng, log, pace):
     ), log.read_text()
     time.sleep(rng.uniform(0, 2 * pace))
     if rng.random() < 0.5:
-        name = rng.choice(("models/last.pth.tmp", "models/best.pth.tmp", "history.csv.tmp"))
+        name = rng.choice(("models/.last.pth-*.tmp", "models/.best.pth-*.tmp", ".history.csv-*.tmp"))
         end = time.monotonic() + 2 * pace  # not every epoch is the best
-        wait_for(lambda: (run / name).exists() or time.monotonic() > end, process)
+        wait_for(lambda: any(run.glob(name)) or time.monotonic() > end, process)
     if signum == signal.SIGINT:
         os.killpg(process.pid, signum)  # as a terminal does: to the workers too
     else:

@@ -1,0 +1,133 @@
+"""Files of the user stay as they are, whatever lies in a run folder; and no run disturbs another."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import SMALL
+from test_train import ROOT, SHORT, assert_same_run, command, failure, files, run, start, weights
+
+from sifar import load_learner
+from sifar.files import write_file
+from sifar.runs import report
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="links, named pipes and signals")
+
+
+@pytest.fixture
+def finished(undisturbed, tmp_path):
+    "A copy of a finished run, to be spoilt."
+    return shutil.copytree(undisturbed, tmp_path / "copy")
+
+
+@pytest.fixture
+def mine(tmp_path):
+    "A file of the user, which nothing may change."
+    path = tmp_path / "mine"
+    path.write_text("mine")
+    yield path
+    assert path.read_text() == "mine"
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path, mine):
+    (tmp_path / "a").symlink_to(mine)
+    (tmp_path / "a.tmp").symlink_to(mine)
+    write_file(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new" and not (tmp_path / "a").is_symlink()
+    assert sorted(o.name for o in tmp_path.iterdir()) == ["a", "a.tmp", "mine"]
+
+
+def test_links_and_files_of_the_user_in_a_run_folder_are_left_alone(finished, mine):
+    names = "report.html.tmp", "metrics.json.tmp", "config.json.tmp", "history.csv.tmp", "models/last.pth.tmp"
+    for name in names:
+        (finished / name).symlink_to(mine)
+    (finished / "notes").mkdir()
+    own = [finished / o for o in ("mine.tmp", "notes/mine.tmp", ".notes-1.tmp", "notes/config.json")]
+    for path in own:
+        path.write_text("mine")
+    run("--resume", finished, "--epochs", 5)
+    report.main([str(finished)])
+    assert all((finished / name).is_symlink() for name in names)
+    assert [path.read_text() for path in own] == ["mine"] * 4
+
+
+@pytest.mark.parametrize("name", ["training_log.txt", "models", "plots", ".lock"])
+def test_a_run_folder_in_which_a_link_takes_a_place_is_refused(finished, mine, tmp_path, capsys, name):
+    path = finished / name
+    if path.exists():
+        path.rename(tmp_path / "aside")
+    path.symlink_to(tmp_path if name in ("models", "plots") else mine)
+    before = files(tmp_path)
+    assert f"{path} should be a" in failure(capsys, "--resume", finished, "--epochs", 5)
+    assert files(tmp_path) == before
+
+
+def test_what_a_killed_run_left_half_written_is_removed(finished):
+    end = "-0123456789abcdef.tmp"
+    left = [finished / o for o in (f".config.json{end}", f"models/.last.pth{end}")]
+    other = finished / f".report.html{end}"  # a report may be writing this now
+    for path in (*left, other):
+        path.write_text("half")
+    run("--resume", finished)
+    assert not any(path.exists() for path in left) and other.exists()
+    os.utime(other, (0, 0))
+    run("--resume", finished)
+    assert not other.exists()
+
+
+def test_what_was_trained_stays_where_a_checkpoint_is_deleted_meanwhile(tmp_path):
+    process = start(*SHORT, "--runs", tmp_path, "--name", "a", until="valid  top-1")
+    (tmp_path / "digits" / "a" / "models" / "last.pth").unlink()
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    names = [o.name for o in files(tmp_path / "digits" / "a")]
+    assert {"best.pth", "history.csv", "training_log.txt", "config.json"} <= set(names)
+
+
+def test_a_folder_that_takes_the_place_of_a_run_is_left_alone(tmp_path):
+    process = start(*SMALL[:-1], 200, "--runs", tmp_path, "--name", "a")
+    path, moved = tmp_path / "digits" / "a", tmp_path / "moved"
+    path.rename(moved)
+    path.mkdir()
+    for name in ("metrics.json", "history.csv", "config.json", "x.tmp"):
+        (path / name).write_text("mine")
+    _, err = process.communicate(timeout=60)
+    # the second, where it looked between the two steps above
+    said = f"{path} is another folder now", f"No such file or directory ({path}"
+    assert process.returncode == 2 and err.count("\n") == 1 and any(o in err for o in said)
+    assert {o.name: o.read_text() for o in path.iterdir()} == dict.fromkeys(
+        ("metrics.json", "history.csv", "config.json", "x.tmp"), "mine"
+    )
+    assert weights(moved)["epoch"] <= 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder is locked as POSIX does it")
+def test_a_second_training_is_refused_also_where_the_lock_is_deleted(tmp_path, capsys):
+    process = start(*SMALL[:-1], 200, "--runs", tmp_path, "--name", "a")
+    try:
+        (tmp_path / "digits" / "a" / ".lock").unlink()
+        assert "is in use by another training" in failure(capsys, "--resume", tmp_path / "digits" / "a")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_reports_exports_and_a_training_of_one_run_go_on_at_once(finished, undisturbed):
+    commands = (
+        *([sys.executable, "-W", "ignore", "-m", "sifar.report", finished] for _ in range(2)),
+        *([sys.executable, "-W", "ignore", ROOT / "export.py", finished] for _ in range(2)),
+        command("--resume", finished),
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([*map(str, o)], cwd=ROOT, **pipes) for o in commands]
+    ends = [(process.communicate()[1], process.returncode) for process in started]
+    # as a training begins, it removes the figures, and then an export is told that there are none
+    assert all(code == 0 or "is not finished" in err for err, code in ends), ends
+    assert [code for _, code in ends[:2]] == [0, 0] and ends[-1][1] == 0
+    assert_same_run(undisturbed, finished)
+    assert not [o for o in finished.iterdir() if o.name.endswith(".tmp") or "sifar-export" in o.name]
+    if (finished / "learner.pkl").exists():
+        load_learner(finished)
