@@ -14,7 +14,7 @@ from pathlib import Path, PureWindowsPath
 from types import NoneType
 from typing import get_type_hints
 
-from .config import TrainConfig, check_dataset, flag, known, nearest, options
+from .config import DATASETS, TrainConfig, check_dataset, flag, known, nearest, options
 from .errors import UserError, explain
 
 
@@ -155,8 +155,14 @@ def without_folders(command):
 def without_folder(word):
     "A word of a command line, with the last name alone where it, or the value of a --flag=value, is a path."
     name, equals, value = word.partition("=")
-    if name.startswith("-") and is_far(value): return f"{name}={PureWindowsPath(value).name}"
-    return PureWindowsPath(word).name if is_far(word) else word
+    if name.startswith("-") and is_far(value): return f"{name}={last_name(value)}"
+    return last_name(word) if is_far(word) else word
+
+
+def last_name(path):
+    "The last name in a path; a folder that is called like a data set stays a folder."
+    name = PureWindowsPath(path).name
+    return f"./{name}" if name in DATASETS else name
 
 
 def is_far(word):

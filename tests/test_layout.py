@@ -291,3 +291,25 @@ def test_a_link_that_leads_nowhere_is_skipped_by_name(tmp_path, caplog):
     (tmp_path / "pets" / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     assert len(load(tmp_path / "pets", tmp_path).images) == 20
     assert "gone.png: is missing" in caplog.text
+
+
+# ---- the report ----
+
+
+def test_the_report_names_the_files_that_are_mistaken_and_a_command_that_runs(tmp_path, monkeypatch):
+    home = make(tmp_path / "digits", "train/cat", "train/dog", "test/cat", "test/dog", n=10)
+    make(tmp_path / "wrong", "cat", n=1)
+    (tmp_path / "wrong" / "cat" / "000.png").rename(home / "test" / "dog" / "a cat.png")
+    small = "--data", tmp_path, "--arch", "resnet8", "--epochs", 8, "--lr", 0.02, "--bs", 8
+    args = "--dataset", home, *small, "--runs", tmp_path / "runs", "--name", "a"
+    monkeypatch.setattr("sys.argv", ["/somewhere/train.py", *map(str, args)])
+    run(*args)
+    text = (tmp_path / "runs" / "digits" / "a" / "report.html").read_text()
+    top = text[text.index("<h2>Top losses") :]
+    assert re.search(r"<td>test/dog/a cat.png</td>\s*<td>dog</td>\s*<td>cat</td>", top)
+    assert top.index("a cat.png") < top.index("000.png"), "the worst is the first"
+    confusions = text[text.index("<h2>Confusions") : text.index("<h2>Top losses")]
+    assert re.search(r"dog as cat: 1\s*<br><code>test/dog/a cat.png</code>", confusions)
+    (command,) = re.findall(r"<code>(python .*)</code></p>", text)
+    assert command.startswith("python train.py --dataset ./digits --data ")
+    assert "with the path to digits from there" in text and str(tmp_path) not in text

@@ -24,6 +24,7 @@ class ImageData:
     valid: np.ndarray                       # what choices are made on; may be empty
     test: np.ndarray                        # evaluated once, at the end; may be empty
     superclasses: list | None = None        # for each class the name of its superclass
+    files: list | None = None               # for each image its path in a folder of pictures
     mirrored: bool = True                   # whether a mirrored image is one of the same class
 
     def __deepcopy__(self, memo): return self       # nothing of it is ever changed

@@ -48,7 +48,12 @@ def read_folder(path, sz, cache, table=None):
     if split[0] == "":          # class folders alone: a fixed stratified tenth is the test set
         test = stratified_split(np.arange(len(good)), labels, 0.1, 0)[1]
         split = np.where(np.isin(np.arange(len(good)), test), "test", "train")
-    return images, labels, split, vocab, {}
+    return images, labels, split, vocab, {"files": [shown(file.relative_to(path)) for *_, file in good]}
+
+
+def shown(path):
+    "A path as text for a page; names of files need not be text."
+    return path.as_posix().encode(errors="backslashreplace").decode()
 
 
 def say_skipped(listed, bad, most=20):

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from ..cli import Parser, one_line_errors, without_folders
+from ..config import is_own
 from ..data.datasets import unknown_images
 from ..files import write_file
 from ..log import log, log_to_screen, quiet_imports
@@ -209,12 +210,12 @@ def training(history):
 
 def sections(data, found):
     "What the page says of the model's predictions: on test, or without a test set on valid."
-    names = "split", "calibration", "classes", "confusion", "hardest"
+    names = "split", "calibration", "classes", "confusion", "hardest", "files"
     if not found: return dict.fromkeys(names)
     split = "test" if "test" in found else "valid"
     pred = found[split]
     return dict(zip(names, (split, calibration(found, split), classes(data, pred, split),
-                            confusion(data, pred, split), hardest(data, pred))))
+                            confusion(data, pred, split), hardest(data, pred), hardest_files(data, pred))))
 
 
 def calibration(found, split):
@@ -286,8 +287,10 @@ def confusion(data, pred, split):
 def get_pair(data, pred, c, d):
     "What the page says of the images of class `c` that were taken for class `d`."
     rows = pred.rows[(pred.targs == c) & (pred.preds == d)]
-    pictures = [thumbnail(data.images[row]) for row in rows[:3]]
-    return {"true": data.vocab[c], "pred": data.vocab[d], "n": len(rows), "pictures": pictures}
+    return {
+        "true": data.vocab[c], "pred": data.vocab[d], "n": len(rows),
+        "pictures": [thumbnail(data.images[row]) for row in rows[:3]],
+        "files": [data.files[row] for row in rows[:3]] if data.files else []}
 
 
 def counts(true, pred, n):
@@ -305,10 +308,23 @@ def thumbnail(image):
 
 def hardest(data, pred):
     "The PNG of the images whose own class the model finds least likely."
-    own = pred.probs[np.arange(len(pred.targs)), pred.targs]            # (n,) of each image's own class
-    worst = np.argsort(own, kind="stable")[:WORST]
+    worst = least_likely(pred)
     labels = [hard_label(data.vocab, pred, i) for i in worst]
     return sheet(data.images[pred.rows[worst]], labels, columns=6)
+
+
+def hardest_files(data, pred):
+    "The rows of a table of those images, in their order: file, class, taken for, how sure in percent."
+    if not data.files: return []
+    def names(classes): return [data.vocab[c] for c in classes]
+    worst = least_likely(pred)
+    files, sure = [data.files[row] for row in pred.rows[worst]], 100 * pred.probs[worst].max(1)
+    return list(zip(files, names(pred.targs[worst]), names(pred.preds[worst]), sure.tolist()))
+
+
+def least_likely(pred):
+    own = pred.probs[np.arange(len(pred.targs)), pred.targs]            # (n,) of each image's own class
+    return np.argsort(own, kind="stable")[:WORST]
 
 
 def hard_label(vocab, pred, i):
@@ -327,6 +343,7 @@ def settings(about):
     versions = {**about.get("versions", {}),
                 "device": about.get("device"), "git commit": about.get("git_commit")}
     return {
+        "pictures": own["dataset"] if is_own(about["settings"]["dataset"]) else None,
         "commands": [without_folders(line) for line in about.get("commands", [])],
         "settings": own,
         "versions": versions,
