@@ -1,5 +1,7 @@
+import functools
 import math
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from fastai.vision.all import (
 )
 
 from sifar import TrainConfig, UserError, get_dls, get_learner, load_learner
-from sifar.data.loaders import BatchAugment
+from sifar.data.datasets import load_data
+from sifar.data.loaders import BatchAugment, make_dls
 from sifar.log import progress
 from sifar.training.callbacks import Precision, RunLog, SaveLast, SeedEpochs, StopOnNaN, StopOnSignal
 from sifar.training.graphs import CudaGraphs
@@ -36,9 +39,22 @@ class Short(Callback):
             raise CancelFitException
 
 
+@functools.cache
+def few_digits(valid_pct):
+    "160 digits to train on and 32 to choose on, and the statistics of all."
+    data = load_data(TrainConfig(dataset="digits", valid_pct=valid_pct))
+    return replace(data, train=data.train[:160], valid=data.valid[:32]), data.stats()
+
+
 def learner(**kwargs):
-    "A small model on digits; an epoch has three batches, unless `bs` says otherwise."
-    cfg = TrainConfig(dataset="digits", arch="resnet8", **{"bs": 512, **kwargs})
+    "A small model on few digits; an epoch has three batches, unless `bs` says otherwise."
+    cfg = TrainConfig(dataset="digits", arch="resnet8", **{"bs": 64, **kwargs})
+    return get_learner(make_dls(cfg, *few_digits(cfg.valid_pct)), cfg)
+
+
+def learner_of_all(**kwargs):
+    "The same on all digits."
+    cfg = TrainConfig(dataset="digits", arch="resnet8", **kwargs)
     return get_learner(get_dls(cfg), cfg)
 
 
@@ -95,7 +111,7 @@ class Break(Callback):
 
 @pytest.mark.slow
 def test_gradients_that_overflow_in_fp16_halve_the_scale_and_move_no_weight():
-    learn, seen = learner(precision="fp16", bs=64), []
+    learn, seen = learner_of_all(precision="fp16", bs=64), []
     learn.precision.scaler_state = {**torch.amp.GradScaler("cpu").state_dict(), "scale": 2.0**30}
 
     class Look(Callback):
@@ -138,7 +154,7 @@ def test_a_failing_model_leaves_autocast_off():
 
 @pytest.mark.parametrize("bad, every", [(math.nan, 1), (math.inf, 1), (math.nan, 3), (math.inf, 50)])
 def test_a_loss_that_is_no_number_ends_the_run(bad, every):
-    learn = learner(precision="fp32", bs=256)
+    learn = learner(precision="fp32", bs=32)
 
     class Spoil(Callback):
         def after_pred(self):
@@ -153,7 +169,7 @@ def test_a_loss_that_is_no_number_ends_the_run(bad, every):
 
 def test_a_step_does_not_wait_for_a_gpu(monkeypatch, tmp_path):
     "Nothing of a step asks for a number that is on the device; only StopOnNaN does, with the last."
-    learn, asked, steps = learner(augment="batch", precision="fp32", bs=128), [], []
+    learn, asked, steps = learner(augment="batch", precision="fp32", bs=16), [], []
     learn.path = tmp_path
 
     def counted(f):
@@ -182,7 +198,7 @@ def test_batches_and_their_fill_are_where_the_model_is():
 
 
 def test_weights_that_are_no_numbers_after_the_last_step_of_an_epoch_reach_no_checkpoint(tmp_path):
-    learn = learner(precision="fp32", valid_pct=0.0, bs=256)
+    learn = learner(precision="fp32", valid_pct=0.0, bs=32)
     learn.path = tmp_path
 
     class Spoil(Callback):
@@ -222,7 +238,7 @@ def test_auto_precision_is_bf16_only_where_the_processor_is_fast_at_it():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_trains_in_every_precision():
     for precision in ("auto", "fp32", "bf16", "fp16"):
-        learn = learner(precision=precision, device="cuda")
+        learn = learner_of_all(precision=precision, bs=512, device="cuda")
         with learn.no_bar(), learn.no_logging():
             learn.fit_warmup_cosine(2, 0.1, 0)
         assert learn.recorder.values[-1][0] < math.log(10) + 0.3 and next(learn.model.parameters()).is_cuda
@@ -245,7 +261,7 @@ def test_recorded_steps_are_those_that_a_gpu_takes_kernel_by_kernel(opt):
     runs = []
     for graphs in (True, False):
         settings = {"precision": "fp32", "device": "cuda", "bs": 128, "augment": "batch", "opt": opt}
-        learn = learner(**settings, sizes="16,32", cutmix=1.0, ema=0.9)
+        learn = learner_of_all(**settings, sizes="16,32", cutmix=1.0, ema=0.9)
         recorder = [o for o in learn.cbs if isinstance(o, CudaGraphs)]
         assert len(recorder) == 1
         if not graphs:
@@ -287,7 +303,7 @@ class Watch(Callback):
     ],
 )
 def test_images_grow_in_training_and_are_whole_in_validation(epochs, sizes):
-    learn, watch = learner(sizes="16x2,24,32", bs=512), Watch()
+    learn, watch = learner(sizes="16x2,24,32"), Watch()
     with learn.no_bar(), learn.no_logging():
         learn.fit_warmup_cosine(epochs, 0.1, 0, cbs=watch)
     assert [{s for t, e, s in watch.seen if t and e == i} for i in range(epochs)] == [{o} for o in sizes]
@@ -307,7 +323,7 @@ def test_shrunk_images_are_the_means_of_their_pixels():
 
 def mixed(**kwargs):
     "A batch as it comes, as a callback mixes it, the targets (n,10) behind the loss, and the learner."
-    learn, got = learner(precision="fp32", bs=64, **kwargs), {}
+    learn, got = learner(precision="fp32", **kwargs), {}
 
     class Take(Callback):
         order = -50
@@ -396,7 +412,7 @@ def test_cutmix_pastes_one_rectangle_and_mixes_targets_by_its_area():
 
 def unmixed(**settings):
     "For each training batch of an epoch, whether Mix left it as it was."
-    learn, same = learner(precision="fp32", mixup=1.0, bs=8, **settings), []
+    learn, same = learner_of_all(precision="fp32", mixup=1.0, bs=8, **settings), []
 
     class Take(Callback):
         order = -100
@@ -433,7 +449,7 @@ def test_validation_is_not_mixed():
 
 
 def test_ema_averages_the_weights_and_is_what_is_validated_and_left():
-    learn, steps = learner(precision="fp32", ema=0.9, bs=256), []
+    learn, steps = learner(precision="fp32", ema=0.9, bs=32), []
 
     class Note(Callback):
         order = 100
@@ -466,7 +482,7 @@ def test_gradients_are_clipped():
 
 
 def test_pairs_are_mixed_where_there_are_few_images():
-    learn = learner(mixup=0.2, bs=2048)
+    learn = learner(mixup=0.2, bs=256)
     assert len(learn.dls.train) == 1
     with learn.no_bar(), learn.no_logging():
         learn.fit_warmup_cosine(1, 0.01, 0)
@@ -497,7 +513,7 @@ def test_mixing_takes_any_loss_and_goes_on_after_an_interruption():
 
 def test_smoothed_labels_of_any_loss_are_kept_when_mixing():
     torch.manual_seed(3)
-    learn = learner(precision="fp32", bs=64, mixup=1.0)
+    learn = learner(precision="fp32", mixup=1.0)
     learn.loss_func = CrossEntropyLossFlat(label_smoothing=0.3)
     with learn.no_bar(), learn.no_logging():
         learn.fit_warmup_cosine(1, 0.01, 0)
@@ -505,7 +521,7 @@ def test_smoothed_labels_of_any_loss_are_kept_when_mixing():
 
 
 def test_an_average_goes_together_with_fastai_s_own_choice_of_the_best_and_with_tta(tmp_path):
-    learn, kept = learner(precision="fp32", ema=0.9, bs=256), SaveModelCallback(monitor="accuracy")
+    learn, kept = learner(precision="fp32", ema=0.9, bs=32), SaveModelCallback(monitor="accuracy")
     learn.path, own = tmp_path, learn.model
     with learn.no_bar(), learn.no_logging():
         learn.fit_warmup_cosine(2, 0.05, 0, cbs=kept)
@@ -520,7 +536,7 @@ def test_an_average_is_left_alone_by_lr_find_and_by_an_interruption():
     learn = learner(ema=0.9, bs=32)
     own, before = learn.model, {k: v.clone() for k, v in learn.model.state_dict().items()}
     with learn.no_bar(), learn.no_logging():
-        learn.lr_find(show_plot=False)
+        learn.lr_find(num_it=20, show_plot=False)
         assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
         with pytest.raises(KeyboardInterrupt):
             learn.fit_warmup_cosine(1, 0.01, 0, cbs=Interrupt(training=False))
