@@ -127,10 +127,9 @@ def run_batch_callbacks(learn):
         for cb in cbs: cb(event)
     if hasattr(learn, "mix"):
         # without the smoothing: targ = (1 - eps) * share + eps / c
-        eps, c = learn.mix.own_loss.eps, learn.dls.c
+        eps, c = learn.loss_func.eps, learn.dls.c
         shares = (learn.mix.targ - eps / c) / (1 - eps)
     else: shares = F.one_hot(learn.yb[0].as_subclass(torch.Tensor), learn.dls.c).float()
-    for cb in cbs: cb("after_cancel_batch")         # gives back the loss function
     return shares
 
 
