@@ -23,6 +23,7 @@ from sifar.files import ROOT
 from sifar.training.explore import SUGGESTIONS, find_lr, profile, shown, step_times
 
 SMALL = "--dataset", "digits", "--arch", "resnet8", "--bs", "16"
+QUICK = *SMALL, "--sizes", "8"
 
 
 def digits(**kwargs):
@@ -32,7 +33,7 @@ def digits(**kwargs):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"precision": "bf16", "opt": "muon", "ema": 0.9, "mixup": 0.2, "bs": 16},
+        {"precision": "bf16", "opt": "muon", "ema": 0.9, "mixup": 0.2, "bs": 16, "sizes": "8"},
         *(
             pytest.param(o, marks=pytest.mark.slow)
             for o in (
@@ -54,12 +55,12 @@ def test_lr_find_has_four_suggestions(settings):
 
 
 def test_lr_find_has_one_size_of_images_that_of_the_first_epoch():
-    growing, small = digits(sizes="16,32", bs=16), digits(sizes="16", bs=16)
+    growing, small = digits(sizes="8,32", bs=16), digits(sizes="8", bs=16)
     assert find_lr(growing, get_dls(growing)) == find_lr(small, get_dls(small))
 
 
 def test_lr_find_works_where_an_epoch_is_one_batch(image_folder, tmp_path):
-    cfg = TrainConfig(dataset=str(image_folder), data=str(tmp_path), arch="resnet8", sz=16)
+    cfg = TrainConfig(dataset=str(image_folder), data=str(tmp_path), arch="resnet8", sz=8)
     assert len(get_dls(cfg).train) == 1 and set(find_lr(cfg, get_dls(cfg))[0]) == set(SUGGESTIONS)
 
 
@@ -69,7 +70,7 @@ def looked(tmp_path_factory):
     runs = tmp_path_factory.mktemp("looked")
     with contextlib.redirect_stdout(io.StringIO()) as said, pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", SAVEFIG)
-        train.main([*SMALL, "--lr-find", "--epochs", "3", "--lr=0.7", "--runs", str(runs)])
+        train.main([*QUICK, "--lr-find", "--epochs", "3", "--lr=0.7", "--runs", str(runs)])
     return runs, said.getvalue()
 
 
@@ -93,14 +94,14 @@ def test_the_command_saves_curve_and_plot_and_says_how_to_train(looked):
 
 
 def test_lr_auto_trains_with_the_valley_as_if_nothing_had_been_looked_for(looked, tmp_path):
-    train.main([*SMALL, "--lr", "auto", "--epochs", "1", "--runs", str(tmp_path), "--name", "a"])
+    train.main([*QUICK, "--lr", "auto", "--epochs", "1", "--runs", str(tmp_path), "--name", "a"])
     run = tmp_path / "digits" / "a"
     lr = json.loads((run / "config.json").read_text())["settings"]["lr"]
     assert lr == pytest.approx(suggested(looked[1])["valley"], rel=0.05), (
         "the same each time, in one epoch as in three"
     )
     assert (run / "plots" / "lr_find.png").exists() and parse_args(["--resume", str(run)]).lr == lr
-    train.main([*SMALL, "--lr", str(lr), "--epochs", "1", "--runs", str(tmp_path), "--name", "b"])
+    train.main([*QUICK, "--lr", str(lr), "--epochs", "1", "--runs", str(tmp_path), "--name", "b"])
     a, b = (
         torch.load(tmp_path / "digits" / o / "models" / "last.pth", weights_only=True)["model"] for o in "ab"
     )
