@@ -12,8 +12,8 @@ from sifar.log import command, log, log_to_screen, progress, quiet_imports
 # What takes seconds to import is imported where it is used: --help and wrong flags are answered at once.
 
 
-def train(cfg):
-    "Train, choose on valid, test once: everything goes into the run folder."
+def train(cfg, args):
+    "Train, choose on valid, test once: all goes into the run folder, the command line `args` too."
     from sifar.data.loaders import get_dls
     from sifar.runs.load import resume
     from sifar.runs.report import write_report
@@ -29,7 +29,7 @@ def train(cfg):
         with learn.no_bar(), progress() as bar:
             cbs = run_callbacks(learn, cfg, bar)
             start = resume(learn, cbs) if cfg.resume else 0
-            describe_run(run, cfg, learn)
+            describe_run(run, cfg, learn, args)
             warmup = cfg.warmup * cfg.epochs
             learn.fit_warmup_cosine(
                 cfg.epochs, warmup=warmup, start_epoch=start, cbs=cbs, fall=cfg.schedule)
@@ -42,20 +42,20 @@ def main(args=None):
         cfg = parse_args(args)
         quiet_imports()
         log_to_screen()
-        if cfg.dry_run: return dry_run(cfg)
         args = sys.argv[1:] if args is None else args
+        if cfg.dry_run: return dry_run(cfg, args)
         if cfg.lr_find or cfg.show_batch or cfg.profile: return explore(cfg, args)
         if cfg.seeds > 1: return train_seeds(cfg, args)
-        run = train(cfg)
+        run = train(cfg, args)
         # after the small data set the large one, after that the learner
         if cfg.dataset == "digits": log.info("Next: %s", command("train.py", "--dataset", "cifar100"))
         else: log.info("Next: %s", command("export.py", run))
 
 
-def dry_run(cfg):
+def dry_run(cfg, args):
     "One batch through everything, in a folder that is deleted afterwards."
     with tempfile.TemporaryDirectory() as runs:
-        train(replace(cfg, epochs=1, runs=runs, name=None, resume=None, wandb=False))
+        train(replace(cfg, epochs=1, runs=runs, name=None, resume=None, wandb=False), args)
     log.info("The dry run went through; no run folder was kept.")
 
 
@@ -90,7 +90,7 @@ def train_seeds(cfg, args):
     if cfg.lr == "auto": cfg = replace(cfg, lr=shared_lr(cfg))
     runs = []
     for one in todo:
-        try: runs.append(train(replace(one, lr=cfg.lr)))
+        try: runs.append(train(replace(one, lr=cfg.lr), args))
         except (KeyboardInterrupt, SystemExit):
             # a run with a checkpoint goes on by its own --resume; of one without, nothing is left
             resumable = (run_path(one) / "models" / "last.pth").exists()

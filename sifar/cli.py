@@ -11,11 +11,13 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path, PureWindowsPath
+from traceback import clear_frames
 from types import NoneType
 from typing import get_type_hints
 
 from .config import DATASETS, TrainConfig, check_dataset, flag, known, nearest, options
 from .errors import UserError, explain
+from .log import leave_closed_terminal
 
 
 def parse_args(args=None):
@@ -117,19 +119,23 @@ def without_flags(args, *names):
 def one_line_errors():
     """Whatever a user can cause ends in one line on stderr and exit code 2, without a traceback.
 
-    Ctrl-C and SIGTERM end with 130 and 143. Afterwards the signals are handled as before."""
+    Ctrl-C, SIGTERM and a terminal that is closed end with 130, 143 and 129. Afterwards the signals are
+    handled as before."""
     caught, before = [], {}
 
     def stop(signum, frame):
         caught.append(signum)
-        raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(143)
+        leave_closed_terminal()
+        raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
 
     def unraisable(about):
         # Python prints and drops what is raised in a finalizer: a signal that came there is raised below
-        if not (caught and isinstance(about.exc_value, (KeyboardInterrupt, SystemExit))): hook(about)
+        if caught and isinstance(about.exc_value, (KeyboardInterrupt, SystemExit)): return
+        # torch's loader ends like this where not all of its processes could be started
+        if "_workers_status" not in str(about.exc_value): hook(about)
 
     with suppress(ValueError):      # signals can be set in the main thread alone
-        for signum in (signal.SIGINT, signal.SIGTERM): before[signum] = signal.signal(signum, stop)
+        for signum in ending_signals(): before[signum] = signal.signal(signum, stop)
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         yield
@@ -141,10 +147,18 @@ def one_line_errors():
         text = explain(e)
         if text is None: raise
         print(f"sifar: {text}", file=sys.stderr)
+        clear_frames(e.__traceback__)                   # while unraisable listens
         sys.exit(2)
     finally:
         sys.unraisablehook = hook
         for signum, handler in before.items(): signal.signal(signum, handler)
+
+
+def ending_signals():
+    "Those that end a command in good order; not the one of a closed terminal where nohup ignores it."
+    hangup = getattr(signal, "SIGHUP", None)            # Windows has none
+    if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN: return [signal.SIGINT, signal.SIGTERM]
+    return [signal.SIGINT, signal.SIGTERM, hangup]
 
 
 def without_folders(command):

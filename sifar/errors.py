@@ -38,6 +38,8 @@ def explain_os_error(e):
     if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         what_to_do = "make room and run it again, a training with --resume"
         return f"{e.strerror}{where}: {what_to_do}; the files written before are whole."
+    if e.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{e.strerror}: raise the limit (ulimit -n), or train with fewer --workers."
     check = ": check that the file is there and may be read and written" if e.filename else ""
     return f"{e.strerror or e}{where}{check}."
 

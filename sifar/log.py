@@ -3,6 +3,7 @@ import logging
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import warnings
@@ -14,7 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from .files import ROOT
 
-console = Console(highlight=False, emoji=False)
+# rich believes FORCE_COLOR even where the terminal is a file
+console = Console(highlight=False, emoji=False, force_terminal=None if sys.stdout.isatty() else False)
 log = logging.getLogger("sifar")
 TIMED = logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S")
 
@@ -22,7 +24,9 @@ TIMED = logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S")
 class Screen(logging.Handler):
     "The log on the terminal, above a progress bar where there is one."
 
-    def emit(self, record): console.print(self.format(record), soft_wrap=True, markup=False)
+    def emit(self, record):
+        try: console.print(self.format(record), soft_wrap=True, markup=False)
+        except OSError: self.handleError(record)
 
 
 def log_to_screen():
@@ -63,6 +67,9 @@ def quiet_imports():
     "Silence two warnings that fastai's own imports give, and no others."
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*[Pp]andas.*", module="fastai.*")
+    # where workers are started anew, they import fastai before any code of ours
+    rules = os.environ.get("PYTHONWARNINGS"), "ignore:`torch.jit.script`:FutureWarning"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, rules))
 
 
 @contextmanager
@@ -74,6 +81,13 @@ def silent_stderr():
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def leave_closed_terminal():
+    "Write to nowhere from here on what goes to a terminal that is closed: it would be an error."
+    with open(os.devnull, "wb") as nowhere:
+        for fd in (1, 2):
+            if stat.S_ISCHR(os.fstat(fd).st_mode) and not os.isatty(fd): os.dup2(nowhere.fileno(), fd)
 
 
 def log_to_file(path):

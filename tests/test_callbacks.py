@@ -1,7 +1,9 @@
 import functools
 import math
+import os
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from sifar import TrainConfig, UserError, get_dls, get_learner, load_learner
 from sifar.data.datasets import load_data
 from sifar.data.loaders import BatchAugment, make_dls
 from sifar.log import progress
+from sifar.training import callbacks
 from sifar.training.callbacks import Precision, RunLog, SaveLast, SeedEpochs, StopOnNaN, StopOnSignal
 from sifar.training.graphs import CudaGraphs
 from sifar.training.precision import pick_device, pick_precision
@@ -348,6 +351,27 @@ def mixed(**kwargs):
     with learn.no_bar(), learn.no_logging():
         learn.fit_warmup_cosine(1, 0.01, 0, cbs=[Take(), Look()])
     return got, learn
+
+
+def test_images_a_second_leave_out_the_time_that_a_process_was_suspended(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Pass(Callback):
+        "A batch takes a second; in the second one the process is stopped for an hour."
+
+        def after_pred(self):
+            now[0] += 1
+            if self.iter != 1:
+                return
+            now[0] += 3600
+            os.kill(os.getpid(), signal.SIGCONT)
+
+    learn = learner(bs=64)
+    learn.path = tmp_path
+    with learn.no_bar():
+        learn.fit_warmup_cosine(1, 0.01, 0, cbs=[Pass(), RunLog(progress())])
+    assert [row["images_per_second"] for row in learn.history] == [learn.dls.train.bs]
 
 
 @pytest.mark.parametrize("place", ["before_batch", "after_pred", "after_loss", "after_validate"])

@@ -3,12 +3,13 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import write_cifar
+from conftest import COLD, write_cifar
 from fastai.vision.all import Resize, TensorCategory, TensorImage, ToTensor, load_learner
 from PIL import Image
 
@@ -150,6 +151,47 @@ def test_an_epoch_counts_its_batches():
     with pytest.raises(RuntimeError, match="9 of 10 batches came") as e:
         epoch(dls)
     assert "--workers 0" in explain(e.value)
+
+
+SPAWNED = """
+if __name__ == "__main__":
+    from sifar.log import quiet_imports
+    quiet_imports()
+    import torch
+    torch.multiprocessing.set_start_method("spawn")
+    from sifar import TrainConfig, get_dls
+    print(sum(len(y) for _, y in get_dls(TrainConfig(dataset="digits", bs=128, workers=1)).train))
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_are_started_anew_are_quiet(tmp_path):
+    (tmp_path / "script.py").write_text(SPAWNED)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([COLD, tmp_path / "script.py"], env=env, capture_output=True, text=True)
+    assert done.stdout == "1280\n" and not done.stderr
+
+
+IN_A_NOTEBOOK = """
+import matplotlib
+matplotlib.use("agg")
+from matplotlib import pyplot
+from sifar import TrainConfig, get_dls, get_learner
+cfg = TrainConfig(dataset="digits", arch="resnet8")
+dls = get_dls(cfg)
+dls.show_batch()
+learn = get_learner(dls, cfg)
+with learn.no_bar(): learn.show_results()
+print(*(len(pyplot.figure(i).axes) for i in pyplot.get_fignums()))
+"""
+
+
+@pytest.mark.slow
+def test_pictures_are_shown_in_one_figure_without_an_import_of_fastai():
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = COLD, "-W", "ignore", "-c", IN_A_NOTEBOOK
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.stdout == "9 9\n", done.stderr
 
 
 def test_what_a_notebook_does_works(tmp_path, image_folder):

@@ -16,6 +16,14 @@ def load(data):
     return load_data(TrainConfig(data=str(data)))
 
 
+def test_pictures_in_the_data_folder_are_shown_the_way(image_folder, mirrors):
+    asked = mirrors((None, ""), (None, ""))
+    for folder in (image_folder, image_folder / "train"):
+        with pytest.raises(UserError, match=f"--dataset {folder} trains on them"):
+            load_data(TrainConfig(data=folder))
+    assert not asked, "nothing was downloaded into it"
+
+
 def test_an_archive_is_downloaded_checked_and_unpacked(mirrors, tmp_path):
     asked = mirrors((None, "good"), (None, "good"))
     assert len(load(tmp_path / "new").images) == 600

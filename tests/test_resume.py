@@ -14,7 +14,8 @@ from test_train import SHORT, TWO_EPOCHS, assert_same_run, failure, files, histo
 import export
 
 
-@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize("signum, code", [
+    (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)])
 def test_an_interrupted_run_goes_on_to_the_same_weights(undisturbed, tmp_path, signum, code):
     process = start(*SMALL, "--runs", tmp_path, "--name", "cut", until=TWO_EPOCHS)
     process.send_signal(signum)

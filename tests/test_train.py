@@ -1,8 +1,12 @@
 import csv
 import json
 import multiprocessing
+import os
+import pty
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +20,7 @@ from conftest import COLD, SMALL, on_pictures, write_cifar
 
 import train
 from sifar import TrainConfig
+from sifar.cli import one_line_errors
 from sifar.runs.load import load_run
 
 resource = pytest.importorskip("resource", reason="POSIX limits and signals")
@@ -108,6 +113,9 @@ def test_a_run_folder_holds_all_of_the_run(undisturbed):
     assert [o["epoch"] for o in rows] == ["1", "2", "3", "4"] and float(rows[-1]["lr"]) < 0.001 < float(
         rows[1]["lr"]
     ) < 0.1
+    # this process is pytest: what main was given counts, not how the process was started
+    assert about["commands"] == [shlex.join(
+        ["python", "train.py", *SMALL, "--runs", str(undisturbed.parents[1]), "--name", "whole"])]
     log = (undisturbed / "training_log.txt").read_text().splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", o) for o in log)
     assert sum(bool(re.match(r".{21} +[1-4] +\d\.\d{4}", o)) for o in log) == 4
@@ -332,6 +340,47 @@ def test_a_disk_that_takes_no_more_is_one_line_and_the_files_before_stay_good(tm
     )
     path = tmp_path / "digits" / "a"
     assert weights(path)["epoch"] == 0 and not list(path.rglob("*.tmp"))
+
+
+def test_a_place_that_takes_no_run_is_one_line_that_names_the_flag(capsys):
+    assert "/proc/digits" in (err := failure(capsys, *SMALL, "--runs", "/proc")) and "by --runs" in err
+
+
+@pytest.mark.slow
+def test_too_many_open_files_is_one_line(tmp_path):
+    words = ["ulimit -n 32; exec", COLD, ROOT / "train.py", *SHORT, "--workers", "8", "--runs", tmp_path]
+    done = subprocess.run(["bash", "-c", " ".join(map(str, words))], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "fewer --workers" in done.stderr and "--resume" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_ends_a_run_like_a_signal(tmp_path):
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(COLD, [COLD, *map(str, command(*SMALL[:-1], 200, "--runs", tmp_path, "--name", "a")[1:])])
+    seen = b""
+    while not re.search(rb"  1  +\d\.\d{4} ", seen):
+        seen += os.read(terminal, 10_000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    path = tmp_path / "digits" / "a"
+    assert f"--resume {path}" in (path / "training_log.txt").read_text().splitlines()[-1]
+
+
+def test_a_hangup_that_nohup_ignores_is_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with one_line_errors():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_file_gets_no_colours():
+    code = "from sifar.log import console; console.print('[red]plain')"
+    env = {**os.environ, "FORCE_COLOR": "1", "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([COLD, "-c", code], env=env, capture_output=True).stdout == b"plain\n"
 
 
 def test_out_of_memory_names_the_batch_size_and_a_smaller_one(tmp_path):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
+from PIL import Image
 
 from ..errors import UserError, one_line
 
@@ -57,12 +58,24 @@ def fetch(archive, data):
     # of two trainings that start at once, one waits for the other
     with FileLock(path.with_name(f".{path.name}.lock")):
         if folder.is_dir(): return folder
-        if not path.is_file(): download(archive, path)
+        if not path.is_file():
+            check_no_pictures(data)
+            download(archive, path)
         elif md5(path) != archive.md5:
             why = f"is damaged or not the official archive (its MD5 is not {archive.md5})"
             raise UserError(f"{path} {why}: delete it and run again to download it.")
         unpack(archive, path, folder)
         return folder
+
+
+def check_no_pictures(data):
+    "Raise a UserError where the folder `data` is a data set of the user: folders of pictures."
+    suffixes = Image.registered_extensions()
+    pictures = (path for pattern in ("*/*", "train/*/*") for path in data.glob(pattern)
+                if path.suffix.lower() in suffixes)
+    if len({path.parent for path in pictures}) < 2: return
+    raise UserError(f"{data} holds folders of pictures: --dataset {data} trains on them. "
+                    "--data is where CIFAR is, or is downloaded to.")
 
 
 def md5(path):

@@ -9,6 +9,7 @@ from multiprocessing.queues import Queue
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
+import fastai.vision.data  # noqa: F401    gives show_batch the display of images
 import numpy as np
 import torch
 from fastai.data.all import (

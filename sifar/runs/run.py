@@ -8,7 +8,6 @@ import shlex
 import shutil
 import stat
 import subprocess
-import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
@@ -260,9 +259,10 @@ def new_folder(cfg):
     first = run_path(cfg)
     if cfg.name: check_free(first)
     for run in (first, *(first.with_name(f"{first.name}-{i}") for i in range(2, 100))):
-        with suppress(FileExistsError):             # of one that started in the same second
-            run.mkdir(parents=True, exist_ok=bool(cfg.name))
-            return run
+        try: run.mkdir(parents=True, exist_ok=bool(cfg.name))
+        except FileExistsError: continue            # of one that started in the same second
+        except OSError as e: raise UserError(f"{explain(e)} Or name another folder by --runs.") from e
+        return run
     raise UserError(f"{first.parent} takes no new run: name one by --name.")
 
 
@@ -393,10 +393,12 @@ def say_namesakes(run, cfg):
         log.info("Careful: %s also holds runs of %s: --runs keeps them apart", run.parent, other)
 
 
-def describe_run(run, cfg, learn):
-    "Write config.json: settings, commands, versions, commit and machine; and log what is trained."
+def describe_run(run, cfg, learn, args):
+    """Write config.json: settings, commands, versions, commit and machine; and log what is trained.
+
+    args: what train.py was given, which in a notebook is not in sys.argv."""
     earlier = Run(run).about.get("commands", []) if cfg.resume else []
-    about = get_about(cfg, learn, [*earlier, shlex.join(["python", *sys.argv])])
+    about = get_about(cfg, learn, [*earlier, shlex.join(["python", "train.py", *args])])
     write_file(Path(run) / "config.json", json.dumps(about, indent=2) + "\n")
 
     from fastai.callback.hook import total_params

@@ -22,9 +22,10 @@ from fastai.learner import AvgSmoothLoss, Callback, CancelFitException
 from fastai.torch_core import set_seed
 from fastcore.all import L, noop
 
+from ..cli import ending_signals
 from ..errors import UserError, one_line
 from ..files import identity, write_file
-from ..log import log
+from ..log import leave_closed_terminal, log
 from .precision import needs_scaling, runs_by_itself, small_convs
 
 WHAT_TO_DO = "start a new run with a smaller --lr. The last checkpoint is good."
@@ -142,21 +143,20 @@ class StopOnNaN(Callback):
 
 
 class StopOnSignal(Callback):
-    """Ctrl-C and SIGTERM end the fit after the current batch, and then the program.
+    """Ctrl-C, SIGTERM and a closed terminal end the fit after the current batch, and then the program.
 
     A second Ctrl-C ends it at once."""
     order = -100                # first to listen, before anything is trained that could be lost
     signum = None
 
+    def __init__(self): self.old = {}
+
     def before_fit(self):
-        self.old = {}
-        # Python allows no other to listen
-        if threading.current_thread() is not threading.main_thread(): return
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self.old[signum] = signal.signal(signum, self.note)
+        self.old = listen(ending_signals(), self.note)
 
     def note(self, signum, frame):
         self.signum = signum
+        leave_closed_terminal()
         signal.signal(signum, self.old[signum])
 
     def after_batch(self):
@@ -184,7 +184,15 @@ class Freeze(Callback):
 
     # not by learn.freeze_to, which takes the momentum away
     def before_epoch(self): self.opt.freeze_to(-self.groups if self.epoch < self.epochs else 0)
+    def after_cancel_fit(self): self.opt.unfreeze()
     def after_fit(self): self.opt.unfreeze()
+
+
+def listen(signums, handler):
+    "Let `handler` handle these signals; returns those that did, by signal."
+    # Python allows no other thread to listen
+    if threading.current_thread() is not threading.main_thread(): return {}
+    return {signum: signal.signal(signum, handler) for signum in signums}
 
 
 class GrowImages(Callback):
@@ -330,14 +338,19 @@ class RunLog(Callback):
     def __init__(self, bar):
         self.bar = bar
         self.history = []
+        self.changed = None             # what is given back after the fit
 
     def before_fit(self):
-        self.old_logger, self.learn.logger = self.learn.logger, noop
-        self.old_smooth_loss = self.recorder.smooth_loss
+        continued = [signal.SIGCONT] if hasattr(signal, "SIGCONT") else []      # Windows has none
+        handlers = listen(continued, self.note_suspension)
+        self.changed = self.learn.logger, self.recorder.smooth_loss, handlers
+        self.learn.logger = noop
         # through __dict__, as fastai warns at an assignment
         self.recorder.__dict__["smooth_loss"] = SmoothLoss()
-        self.start = time.perf_counter()
+        self.start, self.suspended = time.perf_counter(), False
         log.info(self.header)
+
+    def note_suspension(self, *args): self.suspended = True
 
     def before_epoch(self):
         if self.bar.tasks: return
@@ -345,17 +358,25 @@ class RunLog(Callback):
         self.task = self.bar.add_task("", total=left * len(self.dls.train))
 
     def before_train(self):
-        self.train_start = time.perf_counter()
+        self.batch_start, self.images, self.seconds = time.perf_counter(), 0, 0.0
         self.losses = []
 
     def after_batch(self):
         if not self.training: return
         self.losses.append(self.learn.loss.detach())    # on its device: no step waits for a GPU
         self.bar.update(self.task, advance=1, description=f"epoch {self.epoch + 1}/{self.n_epoch}")
+        self.count(len(self.x))
+
+    def count(self, images):
+        "Add a batch to what images/s is of, unless the process was suspended in it, for who knows how long."
+        start, self.batch_start = self.batch_start, time.perf_counter()
+        if not self.suspended:
+            self.images += images
+            self.seconds += self.batch_start - start
+        self.suspended = False
 
     def after_train(self):
-        n = len(self.dls.train) * self.dls.train.bs
-        self.images_per_second = n / (time.perf_counter() - self.train_start)
+        self.images_per_second = self.images / max(self.seconds, 1e-9)
 
     def after_epoch(self):
         loss = torch.stack(self.losses).mean().item()
@@ -379,8 +400,10 @@ class RunLog(Callback):
         write_file(self.path / "history.csv", text.getvalue())
 
     def after_cancel_fit(self):
-        self.learn.logger, self.learn.history = self.old_logger, self.history
-        self.recorder.__dict__["smooth_loss"] = self.old_smooth_loss
+        if not self.changed: return
+        self.learn.logger, self.recorder.__dict__["smooth_loss"], handlers = self.changed
+        for signum, handler in handlers.items(): signal.signal(signum, handler)
+        self.learn.history, self.changed = self.history, None
 
     def after_fit(self): self.after_cancel_fit()
 

@@ -78,6 +78,11 @@ class RecipeLearner(Learner):
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return new
 
+    def show_results(self, *args, **kwargs):
+        # gives it the display of images, and takes seconds
+        import fastai.vision.learner  # noqa: F401
+        super().show_results(*args, **kwargs)
+
     def export(self, fname="export.pkl", pickle_module=pickle, pickle_protocol=2):
         """As fastai's export, but the file is whole or not there, and the learner stays as it is.
 
