@@ -343,10 +343,10 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(run_folder, tmp_path_factory):
-    "That run, exported with all that export.py can write; not to be changed."
+    "That run, exported, and its Space; not to be changed."
 
     def make(space):
-        export.main([str(run_folder), "--onnx", "--weights", "--space", str(space / "space")])
+        export.main([str(run_folder), "--weights", "--space", str(space / "space")])
 
     return run_folder, made_once(tmp_path_factory, "exported", make) / "space"
 

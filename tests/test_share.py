@@ -213,7 +213,6 @@ def test_nothing_but_the_named_files_is_left(exported):
         "training_log.txt",
         "learner.pkl",
         "model.json",
-        "model.onnx",
         "model.safetensors",
     }
 
@@ -318,9 +317,19 @@ def test_the_newest_finished_run_is_the_default(run_folder, tmp_path, monkeypatc
 # ---- other formats ----
 
 
-def test_onnx_takes_images_and_gives_probabilities(exported):
+@pytest.fixture(scope="module")
+def onnx_file(run_folder, tmp_path_factory):
+    pytest.importorskip("onnxruntime")
+    run = shutil.copytree(run_folder, tmp_path_factory.mktemp("onnx") / "run")
+    export.main([str(run), "--onnx"])
+    assert {o.name for o in run.iterdir()} >= {"learner.pkl", "model.json", "model.onnx"}
+    assert not list(run.glob(".export-*")) and not list(run.glob("*.tmp"))
+    return run / "model.onnx"
+
+
+def test_onnx_takes_images_and_gives_probabilities(exported, onnx_file):
     onnxruntime = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(exported[0] / "model.onnx")
+    session = onnxruntime.InferenceSession(onnx_file)
     x = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
     for n in (1, 7):
         np.testing.assert_allclose(
@@ -328,14 +337,15 @@ def test_onnx_takes_images_and_gives_probabilities(exported):
         )
 
 
-def test_the_lines_of_the_readme_give_the_onnx_model_what_the_predictor_sees(exported, tmp_path, monkeypatch):
-    pytest.importorskip("onnxruntime")
+def test_the_lines_of_the_readme_give_the_onnx_model_what_the_predictor_sees(
+    exported, onnx_file, tmp_path, monkeypatch
+):
     img = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 100, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[274] = 6  # it lies on its side
     img.resize((400, 192)).save(tmp_path / "picture.jpg", exif=exif)
     monkeypatch.chdir(tmp_path)
-    shutil.copy(exported[0] / "model.onnx", tmp_path)
+    shutil.copy(onnx_file, tmp_path)
     code = re.search(r"```python\n(import numpy .*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     found = {}
     exec(code, found)
