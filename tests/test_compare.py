@@ -16,7 +16,7 @@ from sifar.runs.run import Run
 def runs(tmp_path_factory):
     "Two runs that differ in their seed, and one that differs in its epochs."
     folder = tmp_path_factory.mktemp("runs")
-    small = "--dataset", "digits", "--arch", "resnet8", "--bs", "512", "--runs", str(folder)
+    small = "--dataset", "digits", "--arch", "resnet8", "--bs", "512", "--sizes", "8", "--runs", str(folder)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         train.main([*small, "--epochs", "2", "--seeds", "2", "--seed", "5", "--name", "pair"])
     (folder / "said").write_text(said.getvalue())
