@@ -81,7 +81,7 @@ def test_the_learner_gets_the_optimizer_asked_for(opt, kind, lr, wd, wd_norm):
 @pytest.mark.parametrize("opt", ["sgd", "muon", "adamw"])
 def test_each_optimizer_learns(opt):
     cfg = TrainConfig(
-        dataset="digits", arch="resnet8", bs=16, sizes="16", aug="light", opt=opt, lr={"adamw": 0.01}.get(opt)
+        dataset="digits", arch="resnet8", bs=32, sizes="8", aug="light", opt=opt, lr={"adamw": 0.01}.get(opt)
     )
     learn = get_learner(get_dls(cfg), cfg)
     with learn.no_bar(), learn.no_logging():
