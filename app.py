@@ -96,7 +96,7 @@ def read(predictor, file):
     if not size: raise UserError("The file is empty.")
     if size > MAX_MB * 2**20: raise UserError(f"The file is too large: at most {MAX_MB} MB are read.")
     photo = read_rgb(open_picture(path.read_bytes(), predictor.sz), MIN_SIDE)
-    seen, = fit_views(photo, predictor.sz)
+    seen, = fit_views(photo, predictor.sz, fit=predictor.fit)
     photo.thumbnail((SHOWN, SHOWN))
     return photo, seen
 
@@ -113,10 +113,10 @@ def name_of(file): return file.get("orig_name") or Path(file["path"]).name
 def enlarge(img): return img.resize((256, 256), Image.Resampling.NEAREST)
 
 
-def framed(photo, sz):
+def framed(photo, sz, fit="halfway"):
     "The photo with a frame around what the model sees of it, and the rest dimmed."
     if photo.size == (sz, sz): return enlarge(photo)            # all of it is seen
-    box = tuple(round(side) for side in crop_box(photo.size))
+    box = tuple(round(side) for side in crop_box(photo.size, fit))
     grey = Image.new("RGB", photo.size, "grey")
     shown = Image.blend(photo, grey, 0.7)
     shown.paste(photo.crop(box), box)
@@ -259,7 +259,8 @@ class Answers:
                 gr.Label(likely, visible=True),
                 gr.Markdown(small_print(self.predictor, answer, ms), visible=True),
                 gr.Row(visible=True),
-                framed(photo, self.predictor.sz), enlarge(seen), self.heat_map(seen, answer.top[0][0]),
+                framed(photo, self.predictor.sz, self.predictor.fit), enlarge(seen),
+                self.heat_map(seen, answer.top[0][0]),
                 gr.Radio(choices=choices, value=answer.top[0][0], visible=True))
 
     @show_errors

@@ -58,6 +58,8 @@ class TrainConfig:
     "share of the training images held out to choose on"
     sz: int = 32
     "side of the images of a folder, pixels"
+    fit: Literal["halfway", "crop", "pad", "squash"] = "halfway"
+    "how a picture becomes square: cut off, padded with grey, squeezed, or squeezed and cut off halfway"
     sizes: str | None = None
     "sides while training, stretched over the epochs: 16x2,24,32"
     aug: Literal["weak", "light", "standard", "trivial", "rand"] = "standard"

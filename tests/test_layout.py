@@ -5,12 +5,16 @@ import re
 import shutil
 from collections import Counter
 
+import numpy as np
 import pytest
 from conftest import on_pictures, write_images
+from PIL import Image
 
+import export
 import train
-from sifar import TrainConfig, UserError
+from sifar import Predictor, TrainConfig, UserError, load_learner
 from sifar.data.datasets import load_data
+from sifar.data.image import read_image
 from sifar.runs import report
 
 PETS = "cat", "dog"
@@ -313,3 +317,38 @@ def test_the_report_names_the_files_that_are_mistaken_and_a_command_that_runs(tm
     (command,) = re.findall(r"<code>(python .*)</code></p>", text)
     assert command.startswith("python train.py --dataset ./digits --data ")
     assert "with the path to digits from there" in text and str(tmp_path) not in text
+
+
+# ---- how a picture becomes square ----
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_a_picture_becomes_square_alike_in_training_and_in_use(tmp_path, fit):
+    thirds = np.zeros((40, 120, 3), np.uint8)  # red, green and blue, from left to right
+    for i in range(3):
+        thirds[:, 40 * i : 40 * i + 40, i] = 255
+    for c in PETS:
+        make(tmp_path / "pets", c, n=10)
+        Image.fromarray(thirds).save(tmp_path / "pets" / c / "a.png")
+    run(*on_pictures(tmp_path / "pets", tmp_path), "--fit", fit, "--name", "a")
+    path = tmp_path / "runs" / "pets" / "a"
+    export.main([str(path)])
+    data = load(tmp_path / "pets", tmp_path, fit=fit)
+    trained, predictor = data.images[data.files.index("cat/a.png")], Predictor(path)
+    assert (np.asarray(predictor.read(thirds)) == trained).all()
+    reader = load_learner(path / "learner.pkl").dls.valid.dataset.tls[0].tfms[0]
+    assert (np.asarray(reader(thirds)) == trained).all()
+    at = {
+        "crop": [(16, 1, [0, 255, 0]), (16, 30, [0, 255, 0]), (1, 16, [0, 255, 0])],
+        "pad": [(16, 1, [255, 0, 0]), (16, 30, [0, 0, 255]), (1, 16, [127, 127, 127])],
+        "squash": [(16, 1, [255, 0, 0]), (16, 30, [0, 0, 255]), (1, 16, [0, 255, 0])],
+    }[fit]
+    assert [trained[y, x].tolist() for y, x, _ in at] == [colour for *_, colour in at]
+    seen = predictor.probs([trained])[0].max()
+    assert predictor.predict(thirds, k=1)[0][1] == pytest.approx(seen, abs=1e-6)
+    assert json.loads((path / "model.json").read_text())["fit"] == fit
+
+
+def test_a_long_thin_picture_is_padded(tmp_path):
+    x = np.asarray(read_image(np.full((1, 900, 3), 255, np.uint8), 32, fit="pad"))
+    assert (x == 255).all((1, 2)).sum() == 1 and (x == 127).all((1, 2)).sum() == 31

@@ -341,7 +341,7 @@ def refused(folder, *args, **kwargs):
 
 NAMES = list("0123456789")
 ODD_RECIPES = {
-    "format": (2, "newer version"),
+    "format": (3, "newer version"),
     "format ": (1, "other fields"),
     "arch": ("resnet9", "did you mean"),
     "classes": (NAMES[:9], "not those of the architecture"),
@@ -401,6 +401,7 @@ NO_STATS = (
     [True, 0.5, 0.5],
 )
 ODD_VALUES = [
+    ("fit", "crop", "other fields"),  # format 1 has none
     *(("format", o, "its recipe") for o in NO_FORMATS),
     *(("arch", o, "architecture") for o in NO_ARCHS),
     *(("arch", o, "Unknown timm model") for o in ("timm:no_such_model", "timm:resnet18.a1_in1k")),
@@ -441,6 +442,11 @@ def test_a_recipe_that_contradicts_itself_or_its_weights_is_refused(key, good, t
     assert words in refused(tmp_path, {**good[0], key: value}, good[1])
     missing = {k: v for k, v in good[0].items() if k != key.strip()}
     assert "its recipe" in refused(tmp_path, missing, good[1])
+
+
+@pytest.mark.parametrize("fit", [None, 1, "", "Crop", ["crop"], {}])
+def test_a_recipe_with_an_odd_fit_is_refused(fit, good, tmp_path):
+    assert "its fit is not one" in refused(tmp_path, {**good[0], "format": 2, "fit": fit}, good[1])
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS, ids=lambda o: o[:20])

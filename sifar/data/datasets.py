@@ -50,7 +50,7 @@ def load_data(cfg: TrainConfig):
     elif cfg.dataset in CIFARS: data = read_cifar(CIFARS[cfg.dataset], cfg.data)
     else:
         table = Path(cfg.labels) if cfg.labels else None
-        data = read_folder(Path(cfg.dataset), cfg.sz, Path(cfg.data) / "cache", table)
+        data = read_folder(Path(cfg.dataset), cfg.sz, Path(cfg.data) / "cache", table, cfg.fit)
     images, labels, split, vocab, extra = data
     train, valid, test = (np.flatnonzero(split == o) for o in SPLITS)
     if not len(valid): train, valid = stratified_split(train, labels, cfg.valid_pct, cfg.seed)

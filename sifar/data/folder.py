@@ -26,7 +26,7 @@ BROKEN_ARCHIVE = (
     RuntimeError, ValueError)
 
 
-def read_folder(path, sz, cache, table=None):
+def read_folder(path, sz, cache, table=None, fit="halfway"):
     """Images, labels, split and class names of a folder of pictures, or of an archive of one.
 
     It has train/<class>/* and valid/ or test/ like it, or class folders alone; or the CSV file `table` says
@@ -34,7 +34,7 @@ def read_folder(path, sz, cache, table=None):
     than 10 % unreadable files."""
     if path.is_file(): path = unpack(path, cache)
     listed = list_labels(path, table) if table else list_folder(path)
-    images, bad = read_images(path, [file for *_, file in listed], sz, cache)
+    images, bad = read_images(path, [file for *_, file in listed], sz, cache, fit)
     say_skipped(listed, bad)
     if len(bad) > 0.1 * len(listed):
         share = f"{len(bad)} of {len(listed)} files cannot be read as images, more than 10 %"
@@ -73,12 +73,12 @@ def check_readable(path, listed, good):
     return vocab
 
 
-def read_images(path, files, sz, cache):
+def read_images(path, files, sz, cache, fit):
     """The readable ones of `files` at `sz` pixels (n,sz,sz,3) uint8, and of the others {position: reason}.
 
     Kept in a file below `cache`, which is used as long as the files, their sizes, times and permissions stay
     the same."""
-    key = sha256((GEOMETRY, [(str(file), *times_and_size(file)) for file in files]))
+    key = sha256((GEOMETRY, fit, [(str(file), *times_and_size(file)) for file in files]))
     kept = cache / f"{path.resolve().name}-{sz}-{sha256(path.resolve())[:12]}.npz"
     try:
         with np.load(kept) as z:
@@ -88,7 +88,7 @@ def read_images(path, files, sz, cache):
     except MemoryError as e:
         what = f"{len(files):,} images of --sz {sz} do not fit into the memory of this machine"
         raise UserError(f"{path}: {what}: try a smaller --sz.") from e
-    bad = decode_all(files, images)
+    bad = decode_all(files, images, fit)
     if bad: images = np.delete(images, list(bad), axis=0)
     keep(kept, images=images, bad=np.array(list(bad), int), why=np.array(list(bad.values()), str), key=key)
     return images, bad
@@ -137,12 +137,12 @@ def keep(path, **arrays):
     except OSError as e: log.warning("The images are not cached in %s: %s", path, e.strerror)
 
 
-def decode_all(files, images):
+def decode_all(files, images, fit):
     "Read each of `files` into its row of `images`, in parallel; {position: reason} of what cannot be read."
     from rich.progress import track
 
     def decode(f, row):
-        try: row[:] = read_image(f, len(row))
+        try: row[:] = read_image(f, len(row), fit=fit)
         except UserError as e: return e.text.removeprefix(f"{f} ")
     with ThreadPoolExecutor() as pool:
         reasons = track(pool.map(decode, files, images), "Reading images", len(files), transient=True)

@@ -3,6 +3,7 @@ import functools
 import io
 import math
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -15,6 +16,9 @@ MAX_PIXELS, MAX_SIDE = 64_000_000, 16_384        # of a picture that is read; lo
 GEOMETRY = "halfway, 90 %, bilinear"    # of fit_image: another one makes the caches of folders anew
 # which parts of a picture are its views; of four, two are the mirror images of the others
 VIEWS = {1: (0.9,), 2: (1, 0.8), 4: (1, 0.8)}
+# how a picture becomes square, by the longest side that is seen of one of w x h pixels
+FITS: dict[str, Callable] = {"halfway": lambda w, h: math.sqrt(w * h), "crop": min, "pad": max, "squash": max}
+GREY = (127, 127, 127)                  # beside a picture that is padded
 
 
 @functools.cache
@@ -30,16 +34,16 @@ def formats():
     return [name for name in Image.ID if name not in ("EPS", "WMF", "ICO", "CUR", "ICNS", "BLP")]
 
 
-def read_image(o, sz, min_side=1, max_pixels=MAX_PIXELS):
+def read_image(o, sz, min_side=1, max_pixels=MAX_PIXELS, fit="halfway"):
     """A path, the bytes of an image file, an array or a Pillow image, as a Pillow image (sz,sz), RGB.
 
     Errors: those of `read_views`."""
-    return read_views(o, sz, 1, min_side, max_pixels)[0]
+    return read_views(o, sz, 1, min_side, max_pixels, fit)[0]
 
 
-def read_views(o, sz, n, min_side=1, max_pixels=MAX_PIXELS):
+def read_views(o, sz, n, min_side=1, max_pixels=MAX_PIXELS, fit="halfway"):
     "`n` views of an image of any kind, as `fit_views` makes them. Errors: those of `read_rgb`."
-    return fit_views(read_rgb(o, min_side, max_pixels), sz, n)
+    return fit_views(read_rgb(o, min_side, max_pixels), sz, n, fit)
 
 
 def read_rgb(o, min_side=1, max_pixels=MAX_PIXELS):
@@ -101,22 +105,34 @@ def upright_rgb(img):
     return img.convert("RGB")
 
 
-def fit_views(img, sz, n=1):
+def fit_views(img, sz, n=1, fit="halfway"):
     """The RGB image `img` as `n` images of `sz` x `sz`: one, two crops, or those and their mirror images.
 
-    An image that has the size already stays as it is."""
+    fit: one of FITS. An image that has the size already stays as it is."""
     if img.size == (sz, sz): return n * [img]
-    views = [img.resize((sz, sz), Image.Resampling.BILINEAR, crop_box(img.size, share)) for share in VIEWS[n]]
+    views = [fit_view(img, sz, fit, share) for share in (VIEWS[n] if n > 1 else [None])]
     return views + [ImageOps.mirror(view) for view in views] if n == 4 else views
 
 
-def crop_box(size, share=VIEWS[1][0]):
-    """The part (left, top, right, bottom) of a picture of `size` (w,h) that is squeezed into a square.
+def fit_view(img, sz, fit, share=None):
+    "The part of an image that `crop_box` says as one of `sz` x `sz`: squeezed, or with grey beside it."
+    box = crop_box(img.size, fit, share)
+    if fit != "pad": return img.resize((sz, sz), Image.Resampling.BILINEAR, box)
+    w, h = (max(1, round(sz * side / max(img.size))) for side in img.size)
+    view = Image.new("RGB", (sz, sz), GREY)
+    view.paste(img.resize((w, h), Image.Resampling.BILINEAR, box), ((sz - w) // 2, (sz - h) // 2))
+    return view
 
-    Its aspect ratio is the square root of the picture's: halfway between a square and the whole picture, of
-    whose sides it takes `share`. On photographs that is better than either: see bench/photos.py."""
+
+def crop_box(size, fit="halfway", share=None):
+    """The part (left, top, right, bottom) of a picture of `size` (w,h) that is seen.
+
+    halfway: its aspect ratio is the square root of the picture's, between a square (crop) and the whole
+    picture (squash, pad). It takes `share` of those sides, by default 0.9; the others take all of them. On
+    photographs halfway is better than either: see bench/photos.py."""
     w, h = size
-    side = math.sqrt(w * h)
+    if share is None: share = VIEWS[1][0] if fit == "halfway" else 1
+    side = FITS[fit](w, h)
     dx, dy = (w - share * min(w, side)) / 2, (h - share * min(h, side)) / 2
     return dx, dy, w - dx, h - dy
 

@@ -34,17 +34,17 @@ from .splits import SPLITS
 
 
 class ReadImage(Transform):
-    """An item as a picture of `sz` pixels: a row of `data`, or any kind of image."""
+    "An item as a picture of `sz` pixels: a row of `data`, or any kind of image, made square by `fit`."
     # fastai's predict and test_dl take no other types than these
     input_types = int, np.integer, str, Path, np.ndarray, Image.Image
 
-    def __init__(self, data, sz):
+    def __init__(self, data, sz, fit):
         super().__init__()
-        self.data, self.sz = data, sz
+        self.data, self.sz, self.fit = data, sz, fit
 
     def encodes(self, o):
         if isinstance(o, (int, np.integer)): o = self.data.images[o]
-        return PILImage(read_image(o, self.sz))
+        return PILImage(read_image(o, self.sz, fit=self.fit))
 
 
 class ReadLabel(Transform):
@@ -230,24 +230,24 @@ def stand_in_dls(cfg, about):
     return make_dls(cfg, data, about["stats"])
 
 
-def empty_dls(sz, vocab, superclasses, stats):
+def empty_dls(sz, vocab, superclasses, stats, fit):
     "DataLoaders for prediction alone, without images; all else of them is as `get_dls` makes it."
     rows = np.arange(1)
     data = ImageData(np.zeros((1, sz, sz, 3), np.uint8), rows, vocab, rows, rows[:0], rows[:0], superclasses)
-    block = get_block(data, sz, stats)
+    block = get_block(data, sz, stats, fit)
     dls = block.dataloaders(rows.tolist(), bs=64, num_workers=0, device="cpu").new_empty()
     dls.data, dls.stats = replace(data, images=data.images[:0], labels=rows[:0], train=rows[:0]), stats
     return dls
 
 
-def get_block(data, sz, stats, item_tfms=None, batch_tfms=()):
-    """The DataBlock of `data` as images of `sz` pixels, by row number.
+def get_block(data, sz, stats, fit="halfway", item_tfms=None, batch_tfms=()):
+    """The DataBlock of `data` as images of `sz` pixels, by row number; `fit` makes other pictures square.
 
     item_tfms: albumentations' transforms, batch_tfms: fastai's; both are of the training alone."""
     n = len(data.train)
     return DataBlock(
         blocks=(TransformBlock(batch_tfms=IntToFloatTensor), CategoryBlock(vocab=data.vocab, sort=False)),
-        get_x=ReadImage(data, sz), get_y=ReadLabel(data),
+        get_x=ReadImage(data, sz, fit), get_y=ReadLabel(data),
         splitter=IndexSplitter(range(n, n + len(data.valid))),
         item_tfms=Augment(item_tfms),
         batch_tfms=[Normalize.from_stats(*stats, cuda=False), *batch_tfms],
@@ -260,7 +260,7 @@ def make_dls(cfg, data, stats):
     weak = cfg.aug == "weak"                            # whose images are mirrored as they are read
     whole = BatchAugment(data.mirrored and not weak, fill, hole=cfg.aug == "standard", weak=weak)
     batch_tfms = [whole] if cfg.augment == "batch" else []
-    block = get_block(data, cfg.sz, stats, item_tfms(cfg, data.mirrored, fill), batch_tfms)
+    block = get_block(data, cfg.sz, stats, cfg.fit, item_tfms(cfg, data.mirrored, fill), batch_tfms)
     rows = [*data.train.tolist(), *data.valid.tolist()]
     bs = even_batches(len(data.train), cfg.bs)
     if cfg.mixup or cfg.cutmix: bs -= bs % 2                # timm mixes pairs

@@ -28,11 +28,11 @@ class Classifier(nn.Module):
 
 
 def get_classifier(learn):
-    "The Classifier in a learner, ready to predict, and the side of its images."
+    "The Classifier in a learner, ready to predict, the side of its images, and how they become square."
     normalize = first(tfm for tfm in learn.dls.valid.after_batch.fs if isinstance(tfm, Normalize))
     classifier = Classifier(learn.model, normalize.mean.cpu(), normalize.std.cpu()).eval()
     read_image = learn.dls.valid.dataset.tls[0].tfms[0]         # ReadImage, of the list of images
-    return classifier, read_image.sz
+    return classifier, read_image.sz, read_image.fit
 
 
 class LearnerModel:
@@ -42,7 +42,7 @@ class LearnerModel:
         path = Path(path) / "learner.pkl" if Path(path).is_dir() else Path(path)
         learn = load_learner(path)
         self.vocab, self.superclasses = list(learn.dls.vocab), learn.dls.data.superclasses
-        self.classifier, self.sz = get_classifier(learn)
+        self.classifier, self.sz, self.fit = get_classifier(learn)
         self.about = read_about(path)
         self.device = pick_device(device)
         self.classifier.to(self.device, memory_format=torch.channels_last)

@@ -163,7 +163,7 @@ def write_onnx(learn, path):
     Errors: UserError where a package that this needs is missing."""
     check_onnx()
     import onnxruntime
-    classifier, _ = get_classifier(learn)
+    classifier, *_ = get_classifier(learn)
     images, probs = some_probs(learn)
     # two images to trace with: from one, the exporter takes n for the constant 1
     program = torch.onnx.export(

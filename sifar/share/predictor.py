@@ -40,14 +40,17 @@ class Predictor:
         self.views = views
         self.model = LearnerModel(path, device)
         self.vocab, self.superclasses = self.model.vocab, self.model.superclasses
-        self.sz, self.confidence = self.model.sz, self.model.about.get("confidence")
+        self.sz, self.fit = self.model.sz, self.model.fit
+        self.confidence = self.model.about.get("confidence")
         check_confidence(self.confidence)
 
-    def read(self, image, *limits):
+    def read(self, image, **limits):
         """What the model sees of an image, as a Pillow image of `sz` x `sz` pixels.
 
         limits: those of `read_image`."""
-        return read_image(image, self.sz, *limits)
+        return read_image(image, self.sz, fit=self.fit, **limits)
+
+    def read_views(self, image): return read_views(image, self.sz, self.views, fit=self.fit)
 
     def probs(self, images):
         "The probabilities, an array (n,c), of images that `read` gave, or of an array (n,sz,sz,3) uint8."
@@ -69,13 +72,13 @@ class Predictor:
 
     def predict(self, image, k=5):
         "The `k` likeliest classes of an image as a list of (label, probability), the likeliest first."
-        return self.top(self.probs_of_views([read_views(image, self.sz, self.views)]), k)[0]
+        return self.top(self.probs_of_views([self.read_views(image)]), k)[0]
 
     def answer(self, image, k=5):
         """An Answer: the `k` likeliest labels of an image, and whether to trust them.
 
         Its probabilities are those of the temperature that the export has found."""
-        probs = self.probs_of_views([read_views(image, self.sz, self.views)])
+        probs = self.probs_of_views([self.read_views(image)])
         if not self.confidence:
             verdict = "sure" if probs.max() >= UNSURE else "unsure"
             return Answer(self.top(probs, k)[0], verdict)
@@ -89,7 +92,7 @@ class Predictor:
         check_positive("bs", bs)
 
         def read(image):
-            try: return read_views(image, self.sz, self.views)
+            try: return self.read_views(image)
             except UserError as e: return e
         with ThreadPoolExecutor() as pool:
             for batch in chunked(images, bs):

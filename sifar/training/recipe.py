@@ -28,12 +28,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from ..data.image import FITS
 from ..data.loaders import ReadImage, empty_dls
 from ..errors import UserError
 from ..files import parse_json, read_json, write_file
 from .models import get_model
 
-FORMAT = 1  # of the recipe; a change that older versions cannot read makes it 2
+FORMAT = 2  # of the recipe; 1 where it says no fit, as older versions know none
 FIELDS = {"format", "arch", "size", "classes", "superclasses", "mean", "std"}
 MAX_JSON = 2**20                        # bytes; Python's objects for it may take 50 times as much
 MAX_CLASSES, MAX_NAME = 100_000, 255
@@ -126,13 +127,14 @@ def get_recipe(learn):
     normalize = first(tfm for tfm in dl.after_batch.fs if isinstance(tfm, Normalize))
     need(reader and normalize, "its data is not of get_dls")
     return {
-        "format": FORMAT,
+        "format": 1,
         "arch": learn.arch,
         "size": reader.sz,
         "classes": list(learn.dls.vocab),
         "superclasses": reader.data.superclasses,
         "mean": normalize.mean.flatten().tolist(),
         "std": normalize.std.flatten().tolist(),
+        **({} if reader.fit == "halfway" else {"format": FORMAT, "fit": reader.fit}),
     }
 
 
@@ -177,7 +179,7 @@ def build(text, weights):
     model = get_model(arch, len(vocab), (sz,)).to(weights.device)
     model.load_state_dict(tensors)
     stats = recipe["mean"], recipe["std"]
-    dls = empty_dls(sz, vocab, recipe["superclasses"], stats).to(weights.device)
+    dls = empty_dls(sz, vocab, recipe["superclasses"], stats, recipe.get("fit", "halfway")).to(weights.device)
     return RecipeLearner(dls, model.eval(), arch)
 
 
@@ -187,7 +189,10 @@ def check_recipe(recipe):
     form = recipe.get("format")
     need(type(form) is int, "its recipe says no format")
     need(form <= FORMAT, "it is of a newer version of sifar: update sifar")
-    need(form == FORMAT and recipe.keys() == FIELDS, "its recipe has other fields than a recipe has")
+    fields = {1: FIELDS, FORMAT: FIELDS | {"fit"}}.get(form)
+    need(recipe.keys() == fields, "its recipe has other fields than a recipe has")
+    fit = recipe.get("fit", "halfway")
+    need(type(fit) is str and fit in FITS, "its fit is not one of them")
     arch, sz, vocab = recipe["arch"], recipe["size"], recipe["classes"]
     superclasses = recipe["superclasses"]
     named = type(arch) is str and re.fullmatch(r"(timm:)?[A-Za-z0-9_.-]{1,100}", arch)
