@@ -14,6 +14,7 @@ import export
 import train
 from sifar import Predictor, TrainConfig, UserError, load_learner
 from sifar.data.datasets import load_data
+from sifar.data.folder import say_larger
 from sifar.data.image import read_image
 from sifar.runs import report
 
@@ -319,7 +320,22 @@ def test_the_report_names_the_files_that_are_mistaken_and_a_command_that_runs(tm
     assert "with the path to digits from there" in text and str(tmp_path) not in text
 
 
-# ---- how a picture becomes square ----
+# ---- how large, and how a picture becomes square ----
+
+
+def test_a_larger_size_is_proposed_for_large_pictures_alone(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for name, size in (("large", (300, 200)), ("small", (90, 60))):
+        for c in PETS:
+            write_images(tmp_path / name / c, 10, size=size)
+    load(tmp_path / "small", tmp_path)
+    load(tmp_path / "large", tmp_path, sz=48)
+    say_larger(10**7 * [tmp_path / "large" / "cat" / "000.png"])
+    assert "--sz" not in caplog.text, "small, one was given, no machine can train it"
+    load(tmp_path / "large", tmp_path)
+    assert "200 pixels or more on their shorter side: --sz 128 shows more" in caplog.text
+    assert "some 16 times as long" in caplog.text
+
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
