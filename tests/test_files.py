@@ -1,5 +1,6 @@
 """Files of the user stay as they are, whatever lies in a run folder; and no run disturbs another."""
 
+import json
 import os
 import shutil
 import signal
@@ -7,12 +8,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import SMALL
-from test_train import ROOT, SHORT, assert_same_run, command, failure, files, run, start, weights
+from test_train import ROOT, SHORT, assert_same_run, command, failure, files, history, run, start, weights
 
-from sifar import load_learner
+from sifar import UserError, load_learner
 from sifar.files import write_file
 from sifar.runs import report
+from sifar.runs.load import load_run
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links, named pipes and signals")
 
@@ -131,3 +134,39 @@ def test_reports_exports_and_a_training_of_one_run_go_on_at_once(finished, undis
     assert not [o for o in finished.iterdir() if o.name.endswith(".tmp") or "sifar-export" in o.name]
     if (finished / "learner.pkl").exists():
         load_learner(finished)
+
+
+# ---- what would be another run ----
+
+
+@pytest.mark.parametrize("key, value", [("seed", 7), ("lr", 0.2), ("bs", 32), ("epochs", 3), ("aug", "weak")])
+def test_settings_that_were_changed_in_a_run_folder_are_noticed(finished, capsys, key, value):
+    about = json.loads((finished / "config.json").read_text())
+    about["settings"][key] = value
+    (finished / "config.json").write_text(json.dumps(about))
+    before = (finished / "history.csv").read_bytes()
+    assert f"config.json was changed: it says --{key} {value} (was" in failure(capsys, "--resume", finished)
+    assert (finished / "history.csv").read_bytes() == before
+
+
+def test_weights_of_another_epoch_in_place_of_the_best_are_noticed(finished, capsys):
+    best = finished / "models" / "best.pth"
+    state = torch.load(best, weights_only=True)
+    torch.save({k: v + 0.001 if v.is_floating_point() else v for k, v in state.items()}, best)
+    assert f"{best} is damaged or was replaced" in failure(capsys, "--resume", finished, "--epochs", 5)
+    with pytest.raises(UserError, match="was replaced"):
+        load_run(finished)
+
+
+def test_a_run_that_was_killed_between_its_two_checkpoints_goes_on(tmp_path):
+    run(*SHORT, "--epochs", 1, "--runs", tmp_path, "--name", "a")
+    path = tmp_path / "digits" / "a"
+    before = (path / "models" / "last.pth").read_bytes()
+    run("--resume", path, "--epochs", 3)
+    # as if the third had been the best, and the process had ended before it wrote last.pth
+    rows = [o.split(",") for o in (path / "history.csv").read_text().splitlines()][:3]
+    rows[2][3] = "0.99"
+    (path / "history.csv").write_text("".join(",".join(o) + "\n" for o in rows))
+    (path / "models" / "last.pth").write_bytes(before)
+    run("--resume", path, "--epochs", 3)
+    assert [o["epoch"] for o in history(path)] == ["1", "2", "3"]

@@ -1,5 +1,7 @@
 """The learner of a run folder: as it goes on, and with the weights that count."""
 import errno
+import hashlib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
@@ -7,12 +9,13 @@ from types import NoneType
 import torch
 from fastcore.all import noop
 
-from ..config import TrainConfig
+from ..config import TrainConfig, flag
 from ..data.loaders import get_dls, stand_in_dls
 from ..errors import UserError, one_line
-from ..training.callbacks import DAMAGED, RunLog, SaveBest, fingerprint, load_weights
+from ..files import open_plain
+from ..training.callbacks import DAMAGED, RunLog, SaveBest, SaveLast, fingerprint, load_weights
 from ..training.learner import get_learner
-from .run import Run, last_checkpoint
+from .run import Run, check_row, last_checkpoint
 
 # ---- to go on ----
 
@@ -22,14 +25,14 @@ def resume(learn, cbs):
     Errors: UserError."""
     state = last_state(learn.path)
     check_data(learn.path, learn.dls.data, state["data"])
+    check_settings(learn.path, cbs, state)
     fill(learn.model, state["model"], learn.path)
     learn.create_opt()
     fill(learn.opt, state["opt"], learn.path)
     for cb in cbs:
         if isinstance(cb, RunLog): cb.history = state["history"]
         if isinstance(cb, SaveBest):
-            cb.best = state["best"]
-            check_best(learn.path, state)
+            cb.best, cb.sha256 = state["best"], check_best(learn.path, state)
     if hasattr(learn, "ema"):
         if "ema" not in state: raise damaged(learn.path, "it has no ema")
         learn.ema.state = state["ema"]
@@ -45,11 +48,24 @@ def check_data(run, data, known):
                         "its classes, numbers of images or pixels differ.")
 
 
+def check_settings(run, cbs, state):
+    "Refuse a run whose config.json says other settings than models/last.pth was trained with."
+    before = state.get("settings", {})          # older runs have none
+    now = next((cb.settings for cb in cbs if isinstance(cb, SaveLast)), {})
+    changed = [k for k in before if k in now and now[k] != before[k]]
+    if changed == ["epochs"] and now["epochs"] > before["epochs"]: return
+    if changed:
+        listed = ", ".join(f"{flag(k)} {now[k]} (was {before[k]})" for k in changed)
+        raise UserError(f"{Run(run).config} was changed: it says {listed}, which is another run. "
+                        "Change it back, or start a new run.")
+
+
 def last_state(run):
     "The dictionary in models/last.pth, checked: see SaveLast for what is in it. Errors: UserError."
     path = last_checkpoint(run)
     # weights_only: no code of the file is run
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with open_plain(path) as f: state = torch.load(f, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing: this run cannot go on, start a new one.") from e
     except OSError as e:
@@ -74,7 +90,10 @@ def check_state(state):
     if state["epoch"] != len(state["history"]): return "epochs and history differ"
     for row in state["history"]:
         if not isinstance(row, dict) or set(row) != set(RunLog.columns): return "other columns in its history"
-    return None
+        try: check_row(row)
+        except (ValueError, TypeError) as e: return f"its history: {e}"
+    # older runs have none
+    return None if isinstance(state.get("settings", {}), dict) else "settings is no dict"
 
 
 def fill(target, state, run):
@@ -89,10 +108,28 @@ def damaged(run, why):
 
 
 def check_best(run, state):
-    "Refuse a run whose models/last.pth says that weights were chosen on valid, if these are missing."
+    """Refuse a run whose models/last.pth says that weights were chosen on valid, if it has none, or others.
+
+    Returns their SHA-256, None where there are none."""
+    if not state["epoch"] or state["best"] is None: return None
     best = last_checkpoint(run).with_name("best.pth")
-    if state["epoch"] and state["best"] is not None and not best.exists():
+    if not best.exists():
         raise UserError(f"{best} is missing: the weights that were chosen on valid are lost.")
+    with open_plain(best) as f: found = hashlib.file_digest(f, "sha256").hexdigest()
+    # older runs have no best_sha256
+    if state.get("best_sha256", found) == found or is_ahead(run, state): return found
+    raise UserError(f"{best} is damaged or was replaced: its SHA-256 is not that of the weights that were "
+                    "chosen on valid.")
+
+
+def is_ahead(run, state):
+    """Whether the run was killed after it had written a better best.pth, before last.pth.
+
+    history.csv is written before both. That epoch begins anew, and then writes best.pth again."""
+    with suppress(UserError):
+        rows = Run(run).history()
+        return len(rows) == state["epoch"] + 1 and (rows[-1]["top1"] or 0) > state["best"]
+    return False
 
 
 # ---- to be used ----
@@ -121,16 +158,26 @@ def load_chosen(learn):
     Errors: UserError."""
     models = learn.path / "models"
     archive = learn.path / "model.safetensors"              # what an archived run has instead of models/
-    if (models / "best.pth").exists(): load_weights(learn, "best")
+    if (models / "best.pth").exists():
+        load_weights(learn, "best")
+        check_best(learn.path, state_if_any(learn.path))
     elif not models.exists() and archive.exists(): load_safetensors(learn.model, archive)
     else: load_last(learn, check_best)
     return learn
 
 
+def state_if_any(run):
+    "As last_state, of a run that has trained nothing where that cannot be read."
+    try: return last_state(run)
+    except UserError: return {"epoch": 0}
+
+
 def load_safetensors(model, path):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    try: model.load_state_dict(load_file(path))
+    try:
+        open_plain(path).close()
+        model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as e:
         raise UserError(f"{path} is damaged ({one_line(e)}).") from e
 

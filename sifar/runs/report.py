@@ -77,8 +77,10 @@ def write_report(learn, cfg, history, notes=(), chosen=True):
     for split in ("valid", "test"): log_figures(split, metrics[split])
     log.info("%d epochs in %s, %.0f images/s; all of it is in %s",
              metrics["epochs"], duration(metrics["seconds"]), metrics["images_per_second"], learn.path)
-    if not notes: write_metrics(learn.path, metrics)
-    write_page(Run(learn.path), history, notes, metrics, learn.dls.data, found)
+    run = Run(learn.path)
+    # a training may have begun meanwhile that goes on with this run
+    if not notes and run.settings.epochs == len(history): write_metrics(learn.path, metrics)
+    write_page(run, history, notes, metrics, learn.dls.data, found)
     return metrics
 
 

@@ -415,26 +415,21 @@ def describe_run(run, cfg, learn, args):
 
 
 def get_about(cfg, learn, commands):
-    """The dictionary of config.json.
-
-    Precision, lr and wd are kept as they were chosen here: a run may go on elsewhere."""
+    "The dictionary of config.json."
     import torch  # here, as train.py --resume RUN --help reads a run folder and should be quick
 
     from ..training.callbacks import fingerprint
-    from ..training.optim import lr_and_wd
+    from ..training.learner import settle
     from ..training.precision import DTYPES
-    data, device, (lr, wd) = learn.dls.data, learn.dls.device, lr_and_wd(cfg)
-    dtype = learn.precision.dtype if hasattr(learn, "precision") else torch.float32
-    short = next(k for k, v in DTYPES.items() if v == dtype)
+    data, device, settled = learn.dls.data, learn.dls.device, settle(cfg, learn)
     gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return {
-        "settings": asdict(replace(cfg, resume=None, dry_run=False, seeds=1,
-                                   precision=short, lr=lr, wd=wd)),
+        "settings": asdict(replace(settled, resume=None, dry_run=False, seeds=1)),
         "commands": commands,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "git_commit": git_commit(),
         "device": f"{device}{gpu}",
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": str(DTYPES[settled.precision]).removeprefix("torch."),
         "machine": platform.machine(),
         "data": {
             "vocab": list(data.vocab),

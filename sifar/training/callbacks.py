@@ -4,6 +4,7 @@ Where `before_` changes something of the learner, the matching `after_` and `aft
 back. A RecipeLearner calls `after_cancel_` however a fit ends, fastai's Learner only where it is
 cancelled: so `before_` first gives back what an earlier fit may have left."""
 import csv
+import hashlib
 import io
 import math
 import pickle
@@ -24,7 +25,7 @@ from fastcore.all import L, noop
 
 from ..cli import ending_signals
 from ..errors import UserError, one_line
-from ..files import identity, write_file
+from ..files import identity, open_plain, write_file
 from ..log import leave_closed_terminal, log
 from .precision import needs_scaling, runs_by_itself, small_convs
 
@@ -443,11 +444,13 @@ class SaveBest(SaveModelCallback):
     It saves whole files only, goes on from the `best` of a resumed run, and loads the file at
     the end."""
 
+    sha256 = None               # of the file
+
     def __init__(self): super().__init__(monitor="accuracy", fname="best", reset_on_fit=False)
 
     def after_epoch(self):
         TrackerCallback.after_epoch(self)   # SaveModelCallback's own would write the file in place
-        if self.new_best: save_weights(self.learn, self.fname)
+        if self.new_best: self.sha256 = save_weights(self.learn, self.fname)
 
     def after_fit(self):
         if weights_path(self.learn, self.fname).exists(): load_weights(self.learn, self.fname)
@@ -456,8 +459,11 @@ class SaveBest(SaveModelCallback):
 class SaveLast(Callback):
     """Keep all that is needed to go on in models/last.pth, from before the first epoch on.
 
-    The weights of every tenth epoch stay too, as models/epoch_010.pth and so on."""
+    The weights of every tenth epoch stay too, as models/epoch_010.pth and so on.
+    settings: those that a resumed run has to have too, a dictionary."""
     order = SaveModelCallback.order + 10        # last of all: what it saves is the end of the epoch
+
+    def __init__(self, settings=None): self.settings = settings or {}
 
     def before_fit(self):
         # of a finished run that goes on: its figures are no longer true
@@ -475,22 +481,26 @@ class SaveLast(Callback):
             "data": fingerprint(self.dls.data),
             "model": self.model.state_dict(),
             "opt": self.opt.state_dict(),
-            "best": self.learn.save_best.best if hasattr(self.learn, "save_best") else None,
+            "best": None,
             "history": self.run_log.history,
+            "settings": self.settings,
         }
+        if hasattr(self.learn, "save_best"):
+            state["best"], state["best_sha256"] = self.save_best.best, self.save_best.sha256
         if hasattr(self.learn, "scaler"): state["scaler"] = self.learn.scaler.state_dict()
         if hasattr(self.learn, "ema"): state["ema"] = self.learn.ema.state_dict()
         save(self.learn, "last", state)
 
 
 def save(learn, name, state):
-    "torch.save to models/`name`.pth, which is whole or not there."
+    "torch.save to models/`name`.pth, which is whole or not there; returns the file's SHA-256."
     buffer, path = io.BytesIO(), weights_path(learn, name)
     torch.save(state, buffer)
     check_folder(learn)
     # models/, but not the run folder, should somebody have removed it
     path.parent.mkdir(exist_ok=True)
     write_file(path, buffer.getbuffer())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
 def fingerprint(data):
@@ -503,14 +513,16 @@ def weights_path(learn, name): return learn.path / learn.model_dir / f"{name}.pt
 
 
 def save_weights(learn, name):
-    "Save the weights of `learn` as models/`name`.pth."
-    save(learn, name, learn.model.state_dict())
+    "Save the weights of `learn` as models/`name`.pth; returns the file's SHA-256."
+    return save(learn, name, learn.model.state_dict())
 
 
 def load_weights(learn, name):
     "Load models/`name`.pth into `learn`. Errors: UserError where it is damaged or missing."
     path = weights_path(learn, name)
-    try: learn.load(name, with_opt=False)
+    try:
+        open_plain(path).close()
+        learn.load(name, with_opt=False)
     except (PermissionError, torch.OutOfMemoryError): raise         # the file may be good
     except (OSError, *DAMAGED) as e:
         raise UserError(f"{path} is damaged or missing ({one_line(e)}).") from e

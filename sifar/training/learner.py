@@ -1,10 +1,12 @@
 """Data, model, loss, optimizer, metrics and callbacks put together as a fastai Learner."""
+from dataclasses import asdict, replace
+
 import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.training import GradientClip
 from fastai.torch_core import set_seed
 
-from ..config import parse_sizes
+from ..config import FREE_ON_RESUME, parse_sizes
 from . import schedule  # noqa: F401    gives Learner its fit_warmup_cosine
 from .callbacks import (
     EMA,
@@ -22,8 +24,8 @@ from .callbacks import (
 )
 from .graphs import CudaGraphs
 from .models import check_arch, get_model
-from .optim import get_opt, split_and_decay
-from .precision import needs_autocast, pick_device, pick_precision, prepare, takes_channels_last
+from .optim import get_opt, lr_and_wd, split_and_decay
+from .precision import DTYPES, needs_autocast, pick_device, pick_precision, prepare, takes_channels_last
 from .recipe import RecipeLearner
 from .trackers import trackers
 from .transfer import start_from
@@ -92,4 +94,18 @@ def run_callbacks(learn, cfg, bar):
     cbs = [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), SameFolder(), RunLog(bar)]
     # else nothing is chosen: the last weights count
     if len(learn.dls.valid): cbs.append(SaveBest())
-    return [*cbs, SaveLast(), *trackers(learn, cfg)]
+    return [*cbs, SaveLast(lasting_settings(cfg, learn)), *trackers(learn, cfg)]
+
+
+def settle(cfg, learn):
+    "`cfg` with precision, lr and wd as they were chosen here: a run may go on elsewhere."
+    dtype = learn.precision.dtype if hasattr(learn, "precision") else torch.float32
+    short = next(k for k, v in DTYPES.items() if v == dtype)
+    lr, wd = lr_and_wd(cfg)
+    return replace(cfg, precision=short, lr=lr, wd=wd)
+
+
+def lasting_settings(cfg, learn):
+    "The settings that are the same in all of a run, wherever its data lie, as a dictionary."
+    free = *FREE_ON_RESUME, "preset", "name", "dataset", "labels", "init"
+    return {k: v for k, v in asdict(settle(cfg, learn)).items() if k not in free}
