@@ -320,6 +320,18 @@ def test_the_report_names_the_files_that_are_mistaken_and_a_command_that_runs(tm
     assert "with the path to digits from there" in text and str(tmp_path) not in text
 
 
+def test_a_report_without_its_table_says_so_and_names_no_folder(tmp_path):
+    make(tmp_path / "pets", "cat", "dog", n=10)
+    table = tmp_path / "kept" / "labels.csv"
+    table.parent.mkdir()
+    table.write_text("\n".join(["file,label", *(f"{c}/00{i}.png,{c}" for c in PETS for i in range(10))]))
+    run(*on_pictures(tmp_path / "pets", tmp_path), "--labels", table, "--name", "a")
+    table.unlink()
+    report.main([str(tmp_path / "runs" / "pets" / "a")])
+    text = (tmp_path / "runs" / "pets" / "a" / "report.html").read_text()
+    assert "<strong>labels.csv is missing.</strong>" in text and str(tmp_path) not in text
+
+
 # ---- how large, and how a picture becomes square ----
 
 

@@ -149,9 +149,10 @@ def write_page(run, history, notes=(), metrics=None, data=None, found=None):
 
     Without data and found, the Predictions by split, it has just what metrics and history say."""
     cfg = run.settings
+    paths = [run.path, *filter(None, (cfg.dataset, cfg.data, cfg.labels))]
     text = template("report.html.j2").render(
         title=f"{cfg.arch} on {Path(cfg.dataset).name}",
-        notes=[without_parents(note, run.path, cfg.dataset, cfg.data) for note in notes],
+        notes=[without_parents(note, *paths) for note in notes],
         metrics=summary(metrics) if metrics else None,
         curves=training(history) if history else [],
         no_images=data and not found,
