@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sifar.cli import one_line_errors, parse_args, without_flags
+from sifar.distributed import joined
 from sifar.errors import name_batch_size
 from sifar.log import command, log, log_to_screen, progress, quiet_imports
 
@@ -20,6 +21,7 @@ def train(cfg, args):
     from sifar.runs.run import describe_run, open_run
     from sifar.training.explore import auto_lr
     from sifar.training.learner import check_machine, get_learner, run_callbacks
+    from sifar.training.ranks import share_weights
 
     with open_run(cfg) as run:
         check_machine(cfg)
@@ -33,6 +35,7 @@ def train(cfg, args):
             warmup = cfg.warmup * cfg.epochs
             learn.fit_warmup_cosine(
                 cfg.epochs, warmup=warmup, start_epoch=start, cbs=cbs, fall=cfg.schedule)
+        share_weights(learn.model)
         write_report(learn, cfg, learn.history)
     return run
 
@@ -42,14 +45,18 @@ def main(args=None):
         cfg = parse_args(args)
         quiet_imports()
         log_to_screen()
-        args = sys.argv[1:] if args is None else args
-        if cfg.dry_run: return dry_run(cfg, args)
-        if cfg.lr_find or cfg.show_batch or cfg.profile: return explore(cfg, args)
-        if cfg.seeds > 1: return train_seeds(cfg, args)
-        run = train(cfg, args)
-        # after the small data set the large one, after that the learner
-        if cfg.dataset == "digits": log.info("Next: %s", command("train.py", "--dataset", "cifar100"))
-        else: log.info("Next: %s", command("export.py", run))
+        with joined(cfg.device): do(cfg, sys.argv[1:] if args is None else args)
+
+
+def do(cfg, args):
+    "What the settings `cfg` ask for; `args` is the command line."
+    if cfg.dry_run: return dry_run(cfg, args)
+    if cfg.lr_find or cfg.show_batch or cfg.profile: return explore(cfg, args)
+    if cfg.seeds > 1: return train_seeds(cfg, args)
+    run = train(cfg, args)
+    # after the small data set the large one, after that the learner
+    if cfg.dataset == "digits": log.info("Next: %s", command("train.py", "--dataset", "cifar100"))
+    else: log.info("Next: %s", command("export.py", run))
 
 
 def dry_run(cfg, args):

@@ -16,6 +16,7 @@ from types import NoneType
 from typing import get_type_hints
 
 from .config import DATASETS, TrainConfig, check_dataset, flag, known, nearest, options
+from .distributed import say
 from .errors import UserError, explain
 from .log import leave_closed_terminal
 
@@ -141,12 +142,12 @@ def one_line_errors():
         yield
         if caught: stop(caught[-1], None)
     except KeyboardInterrupt:
-        print("sifar: interrupted", file=sys.stderr)
+        say("interrupted")
         sys.exit(130)
     except Exception as e:
         text = explain(e)
         if text is None: raise
-        print(f"sifar: {text}", file=sys.stderr)
+        say(text)
         clear_frames(e.__traceback__)                   # while unraisable listens
         sys.exit(2)
     finally:

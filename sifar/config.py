@@ -82,8 +82,10 @@ class TrainConfig:
     "share of the target that all classes get alike"
     epochs: int = 100
     "passes over the training images"
+    sync_bn: bool = False
+    "statistics of BatchNorm over all processes of torchrun, on GPUs"
     bs: int = 128
-    "batch size, images; a little less where many of a small set would fill no batch"
+    "batch size, images, of all processes together; a little less where many of a small set would fill none"
     opt: Literal["sgd", "muon", "adamw"] = "sgd"
     "SGD with Nesterov momentum, Muon or AdamW"
     lr: float | Literal["auto"] | None = None

@@ -9,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from .distributed import is_first
 from .errors import UserError, one_line
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,7 @@ def write_file(path, content: bytes | memoryview | str):
     """Write `content` beside `path`, in a folder that is there, then rename it: `path` is never half written.
 
     Where `path` is a link, the link is replaced, and what it leads to stays as it is."""
+    if not is_first(): return           # of several processes of a training
     path = Path(path)
     # nobody knows this name before, and x makes a new file only: no link that lies there is followed
     tmp = path.with_name(f".{path.name[:50]}-{secrets.token_hex(8)}.tmp")

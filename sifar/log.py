@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .distributed import is_first
 from .files import ROOT
 
 # rich believes FORCE_COLOR even where the terminal is a file
@@ -33,11 +34,12 @@ def log_to_screen():
     "Show the log on the terminal, or where there is none as lines with their times."
     # file names need not be text that the terminal can show
     if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="backslashreplace")
+    # of several processes the first says what all have to say
+    log.setLevel(logging.INFO if is_first() else logging.WARNING)
     handler = Screen() if console.is_terminal else logging.StreamHandler(sys.stdout)
     if not console.is_terminal: handler.setFormatter(TIMED)
     # nobody reads it any more, as in `train.py | head`: the log file has it still
     handler.handleError = lambda record: None
-    log.setLevel(logging.INFO)
     log.handlers[:] = [handler]
     log.propagate = False
 
@@ -47,7 +49,8 @@ def progress():
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    shown = console.is_terminal and is_first()
+    return Progress(*columns, console=console, transient=True, disable=not shown)
 
 
 def command(script, *args):

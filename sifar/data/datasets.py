@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..config import TrainConfig, check_dataset, is_own
+from ..distributed import machine_first
 from ..log import log
 from .cifar import CIFARS, read_cifar
 from .folder import read_folder
@@ -46,17 +47,20 @@ class ImageData:
 def load_data(cfg: TrainConfig):
     "The data set that `cfg` names, as ImageData. Errors: UserError for what is missing or damaged."
     check_dataset(cfg.dataset)
-    if cfg.dataset == "digits": data = read_digits()
-    elif cfg.dataset in CIFARS: data = read_cifar(CIFARS[cfg.dataset], cfg.data)
-    else:
-        table = Path(cfg.labels) if cfg.labels else None
-        data = read_folder(Path(cfg.dataset), cfg.sz, Path(cfg.data) / "cache", table, cfg.fit)
-    images, labels, split, vocab, extra = data
+    with machine_first(): images, labels, split, vocab, extra = read_data(cfg)
     train, valid, test = (np.flatnonzero(split == o) for o in SPLITS)
     if not len(valid): train, valid = stratified_split(train, labels, cfg.valid_pct, cfg.seed)
     data = ImageData(images, labels, vocab, train, valid, test, **extra)
     if is_own(cfg.dataset): say_classes(data)
     return data
+
+
+def read_data(cfg):
+    "Images, labels, splits, class names and further facts of the data set that `cfg` names."
+    if cfg.dataset == "digits": return read_digits()
+    if cfg.dataset in CIFARS: return read_cifar(CIFARS[cfg.dataset], cfg.data)
+    table = Path(cfg.labels) if cfg.labels else None
+    return read_folder(Path(cfg.dataset), cfg.sz, Path(cfg.data) / "cache", table, cfg.fit)
 
 
 def say_classes(data, most=10):

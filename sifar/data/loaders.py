@@ -15,7 +15,6 @@ import torch
 from fastai.data.all import (
     CategoryBlock,
     DataBlock,
-    IndexSplitter,
     IntToFloatTensor,
     Normalize,
     TfmdDL,
@@ -28,6 +27,7 @@ from fastcore.all import chunked, first
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from ..distributed import part, rank, world
 from .datasets import ImageData, load_data
 from .image import read_image
 from .splits import SPLITS
@@ -108,8 +108,10 @@ class BatchAugment(Transform):
         "Random numbers (n,1) of a batch: top, left, mirrored, and where there is a hole its centre."
         highs = [2 * (h // far) + 1, 2 * (w // far) + 1, 2]
         if self.hole: highs += [h, w]
-        numbers = [torch.randint(high, (n, 1), generator=self.generator) for high in highs]
-        return send(torch.stack(numbers), device)       # one copy to the device
+        # for the images of all processes, of which these are a part: the run is the same for any number
+        numbers = [torch.randint(high, (n * world(), 1), generator=self.generator) for high in highs]
+        own = torch.stack(numbers)[:, rank() * n:(rank() + 1) * n]
+        return send(own.contiguous(), device)           # one copy to the device
 
     def __deepcopy__(self, memo): return self           # torch cannot copy a generator
 
@@ -141,9 +143,9 @@ def outer(rows, cols): return rows[:, :, None] & cols[:, None, :]
 class ArrayDL(TfmdDL):
     """A TfmdDL that reads, augments and collates the rows of an array a whole batch at a time.
 
-    The random numbers of a batch follow from the epoch's seed and its first row, so they do not depend on the
-    number of workers. alternate: each image is mirrored in every second epoch, half of them first; `passes`
-    counts the epochs. https://arxiv.org/abs/2404.00498"""
+    The random numbers of each 16 images follow from the epoch's seed and the first of their rows, so they do
+    not depend on the number of workers. alternate: each image is mirrored in every second epoch, half of them
+    first; `passes` counts the epochs. https://arxiv.org/abs/2404.00498"""
     alternate, passes = False, -1
 
     def __getstate__(self):
@@ -178,6 +180,8 @@ class ArrayDL(TfmdDL):
         rows = isinstance(first(self.dataset.items), (int, np.integer))
         if not rows or not self.augments(): return (yield from super().create_batches(samps))
         for idxs in chunked(samps, self.bs, self.drop_last):
+            # of a training batch, each process has its part; of valid and test, it has no other items
+            if self.dataset.split_idx == 0: idxs = part(idxs)
             yield self.read([self.dataset.items[i] for i in idxs])
 
     def read(self, rows):
@@ -188,7 +192,7 @@ class ArrayDL(TfmdDL):
         x = data.images[rows]                                   # (n,sz,sz,3), a copy
         if self.dataset.split_idx == 0:
             if self.alternate: self.mirror(x, rows)
-            self.augment(x, rows[0])
+            self.augment(x, rows)
         device = self.device if self.device and not get_worker_info() else torch.device("cpu")
         xb = TensorImage(send(torch.from_numpy(x), device).permute(0, 3, 1, 2))
         if len(self.dataset.tls) == 1: return (xb,)
@@ -203,13 +207,15 @@ class ArrayDL(TfmdDL):
         "The Augment among the item transforms; none where somebody has put others in their place."
         return first(tfm for tfm in self.after_item.fs if isinstance(tfm, Augment))
 
-    def augment(self, x, row):
+    def augment(self, x, rows):
         "Augment the images x (n,sz,sz,3) in place, unless that is done to the whole batch."
         tfms = self.augments().tfms
         if not tfms: return
         from .augment import seed_tfms  # takes 2 s, and who loads a learner does not need it
-        seed_tfms(tfms, self.epoch_seed << 32 | int(row))
-        for i, image in enumerate(x): x[i] = tfms(image=image)["image"]
+        for i, image in enumerate(x):
+            # by 16 images, so that it makes no difference how many processes share a batch
+            if i % 16 == 0: seed_tfms(tfms, self.epoch_seed << 32 | int(rows[i]))
+            x[i] = tfms(image=image)["image"]
 
 
 def get_dls(cfg):
@@ -248,7 +254,7 @@ def get_block(data, sz, stats, fit="halfway", item_tfms=None, batch_tfms=()):
     return DataBlock(
         blocks=(TransformBlock(batch_tfms=IntToFloatTensor), CategoryBlock(vocab=data.vocab, sort=False)),
         get_x=ReadImage(data, sz, fit), get_y=ReadLabel(data),
-        splitter=IndexSplitter(range(n, n + len(data.valid))),
+        splitter=lambda rows: (list(range(n)), list(range(n, len(rows)))),
         item_tfms=Augment(item_tfms),
         batch_tfms=[Normalize.from_stats(*stats, cuda=False), *batch_tfms],
         dl_type=ArrayDL)
@@ -261,11 +267,11 @@ def make_dls(cfg, data, stats):
     whole = BatchAugment(data.mirrored and not weak, fill, hole=cfg.aug == "standard", weak=weak)
     batch_tfms = [whole] if cfg.augment == "batch" else []
     block = get_block(data, cfg.sz, stats, cfg.fit, item_tfms(cfg, data.mirrored, fill), batch_tfms)
-    rows = [*data.train.tolist(), *data.valid.tolist()]
+    rows = [*data.train.tolist(), *part(data.valid.tolist())]
     bs = even_batches(len(data.train), cfg.bs)
-    if cfg.mixup or cfg.cutmix: bs -= bs % 2                # timm mixes pairs
+    bs -= bs % (2 * world() if cfg.mixup or cfg.cutmix else world())       # timm mixes pairs
     dls = block.dataloaders(rows, bs=bs, num_workers=cfg.workers, device="cpu")
-    dls.loaders.append(dls.test_dl(data.test.tolist(), with_labels=True, rm_type_tfms=0))
+    dls.loaders.append(dls.test_dl(part(data.test.tolist()), with_labels=True, rm_type_tfms=0))
     dls.train.alternate = data.mirrored and weak
     dls.train.rng, dls.data, dls.stats = random.Random(cfg.seed), data, stats
     return dls

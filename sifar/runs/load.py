@@ -11,6 +11,7 @@ from fastcore.all import noop
 
 from ..config import TrainConfig, flag
 from ..data.loaders import get_dls, stand_in_dls
+from ..distributed import from_first, is_first
 from ..errors import UserError, one_line
 from ..files import open_plain
 from ..training.callbacks import DAMAGED, RunLog, SaveBest, SaveLast, fingerprint, load_weights
@@ -23,7 +24,8 @@ def resume(learn, cbs):
     """Set `learn` and `cbs` to the state in models/last.pth; returns the number of epochs done.
 
     Errors: UserError."""
-    state = last_state(learn.path)
+    # another machine may see no files of this one
+    state = from_first(last_state(learn.path) if is_first() else None)
     check_data(learn.path, learn.dls.data, state["data"])
     check_settings(learn.path, cbs, state)
     fill(learn.model, state["model"], learn.path)

@@ -16,6 +16,7 @@ from PIL import Image
 from ..cli import Parser, one_line_errors, without_folders
 from ..config import is_own
 from ..data.datasets import unknown_images
+from ..distributed import gather, is_first
 from ..files import write_file
 from ..log import log, log_to_screen, quiet_imports
 from ..plots import bars, curves, matrix, sheet, short
@@ -43,9 +44,11 @@ class Predictions:
     def __init__(self, learn, split):
         ds_idx = ("train", "valid", "test").index(split)            # fastai numbers the data sets of `dls`
         with learn.no_bar(): probs, targs, losses = learn.get_preds(ds_idx, with_loss=True)
+        # several processes have a part each
+        probs, targs, losses = (np.concatenate(gather(o.numpy())) for o in (probs, targs, losses))
         self.rows = getattr(learn.dls.data, split)
-        self.probs = probs.numpy().astype(np.float64)
-        self.targs, self.losses = targs.numpy(), losses.numpy()
+        self.probs = probs.astype(np.float64)
+        self.targs, self.losses = targs, losses
         self.preds = self.probs.argmax(1)
 
     def metrics(self):
@@ -72,6 +75,7 @@ def write_report(learn, cfg, history, notes=(), chosen=True):
     notes: what is wrong with the run, such as that it is not finished; it then gets no metrics.json.
     chosen: whether these weights were chosen, and are not just the last."""
     found = evaluate(learn)
+    if not is_first(): return None
     metrics = get_metrics(learn, cfg, history, found, chosen)
     metrics |= confidence_metrics(learn, cfg, found)
     for split in ("valid", "test"): log_figures(split, metrics[split])

@@ -18,6 +18,7 @@ from types import NoneType
 from filelock import FileLock, Timeout
 
 from ..config import FREE_ON_RESUME, TrainConfig, flag, is_own, parse_sizes
+from ..distributed import from_first, is_first, world
 from ..errors import UserError, explain, name_batch_size, one_line
 from ..files import LEFT_OVER, identity, read_file, read_json, remove_left_overs, write_file
 from ..log import command, log, log_to_file
@@ -286,6 +287,9 @@ def open_run(cfg):
     """The run folder that `cfg` asks for, with a training_log.txt that takes the log while it is open.
 
     Errors: UserError where another process trains in it, or where the memory is used up."""
+    if not is_first():                                      # the first of several processes keeps it
+        yield Path(from_first(None))
+        return
     above = [folder for folder in run_path(cfg).parents[:2] if not folder.exists()]
     run = Path(cfg.resume) if cfg.resume else new_folder(cfg)
     check_own(run)
@@ -295,7 +299,7 @@ def open_run(cfg):
             # half-written by one that was killed; no other process writes these
             for folder in (run, run / "models", run / "plots"):
                 remove_left_overs(folder, lambda name: name in LEFTOVERS or name.endswith((".pth", ".csv")))
-            with logged(run, cfg): yield run
+            with logged(run, cfg): yield from_first(run)
         finally:
             # nothing of what was trained, and no folder that took the place of this one
             untrained = not cfg.resume and identity(run) == known and only_leftovers(run)
@@ -397,6 +401,7 @@ def describe_run(run, cfg, learn, args):
     """Write config.json: settings, commands, versions, commit and machine; and log what is trained.
 
     args: what train.py was given, which in a notebook is not in sys.argv."""
+    if not is_first(): return
     earlier = Run(run).about.get("commands", []) if cfg.resume else []
     about = get_about(cfg, learn, [*earlier, shlex.join(["python", "train.py", *args])])
     write_file(Path(run) / "config.json", json.dumps(about, indent=2) + "\n")
@@ -431,6 +436,7 @@ def get_about(cfg, learn, commands):
         "device": f"{device}{gpu}",
         "precision": str(DTYPES[settled.precision]).removeprefix("torch."),
         "machine": platform.machine(),
+        "processes": world(),
         "data": {
             "vocab": list(data.vocab),
             "superclasses": data.superclasses,

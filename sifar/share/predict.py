@@ -1,9 +1,11 @@
 """Classify image files and folders of them: python -m sifar.predict MODEL IMAGE..."""
 import csv
 import io
+from itertools import chain
 from pathlib import Path
 
 from ..cli import Parser, one_line_errors
+from ..distributed import gather, is_first, joined, part, world
 from ..errors import UserError
 from ..files import write_file
 from ..log import log, log_to_screen, progress, quiet_imports
@@ -13,7 +15,10 @@ def predict(cfg):
     check(cfg)
     from .predictor import Predictor
     predictor, files = Predictor(cfg.model, views=cfg.views), list_images(cfg.images)
-    rows = list(classify(predictor, files, cfg.top_k, say=not cfg.csv))
+    # of several processes, each has a part of the files
+    parts = gather(list(classify(predictor, part(files), cfg.top_k, say=not cfg.csv)))
+    if not is_first(): return
+    rows = list(chain.from_iterable(parts))
     if not rows: raise UserError(f"None of the {len(files)} files could be read as an image.")
     if cfg.csv: write_csv(cfg.csv, rows)
     where = f", all in {cfg.csv}" if cfg.csv else ""
@@ -23,6 +28,7 @@ def predict(cfg):
 
 def check(cfg):
     if cfg.top_k < 1: raise UserError(f"--top-k {cfg.top_k} is out of range: it must be at least 1.")
+    if world() > 1 and not cfg.csv: raise UserError("Several processes write one table: name it by --csv.")
     if cfg.csv and cfg.csv.is_dir(): raise UserError(f"--csv {cfg.csv} is a folder: name a file.")
 
 
@@ -86,7 +92,7 @@ def main(args=None):
         cfg = parser.parse_args(args)
         quiet_imports()
         log_to_screen()
-        predict(cfg)
+        with joined("auto"): predict(cfg)
 
 
 if __name__ == "__main__": main()

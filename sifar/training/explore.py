@@ -12,6 +12,7 @@ from fastai.torch_core import TensorImage, to_device
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
+from ..distributed import from_first
 from ..errors import UserError
 from ..files import write_file
 from ..log import log, silent_stderr
@@ -46,7 +47,7 @@ def find_lr(cfg, dls):
 
 def write_lr_find(cfg, dls, folder):
     "Run find_lr; write plots/lr_find.png and lr_find.csv into `folder`. Returns the suggestions."
-    found, lrs, losses = find_lr(cfg, dls)
+    found, lrs, losses = from_first(find_lr(cfg, dls))
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     rows = [f"{lr:.6g},{loss:.6g}\n" for lr, loss in zip(lrs, losses)]
     write_file(folder / "lr_find.csv", "lr,loss\n" + "".join(rows))

@@ -7,6 +7,8 @@ from fastai.callback.training import GradientClip
 from fastai.torch_core import set_seed
 
 from ..config import FREE_ON_RESUME, parse_sizes
+from ..distributed import check_divides, is_first, world
+from ..errors import UserError
 from . import schedule  # noqa: F401    gives Learner its fit_warmup_cosine
 from .callbacks import (
     EMA,
@@ -26,6 +28,7 @@ from .graphs import CudaGraphs
 from .models import check_arch, get_model
 from .optim import get_opt, lr_and_wd, split_and_decay
 from .precision import DTYPES, needs_autocast, pick_device, pick_precision, prepare, takes_channels_last
+from .ranks import Ranks
 from .recipe import RecipeLearner
 from .trackers import trackers
 from .transfer import start_from
@@ -35,6 +38,9 @@ def check_machine(cfg):
     "Raise a UserError for a device or an architecture that is not there, before any data is read."
     pick_device(cfg.device)
     check_arch(cfg.arch)
+    check_divides(cfg)
+    if cfg.sync_bn and not cfg.resume and (world() == 1 or pick_device(cfg.device).type != "cuda"):
+        raise UserError("--sync-bn is for several processes on GPUs, as torchrun starts them.")
 
 
 def get_learner(dls, cfg, path=".", start=True):
@@ -47,6 +53,7 @@ def get_learner(dls, cfg, path=".", start=True):
     set_seed(cfg.seed)              # the weights follow from it
     model = make_model(dls, cfg).to(device)
     if cfg.init and start: start_from(model, cfg)
+    if cfg.sync_bn and world() > 1: model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     dls.to(device)
     dtype = pick_precision(cfg.precision, device)
     return RecipeLearner(
@@ -70,13 +77,15 @@ def training_callbacks(cfg, device, dtype):
     sizes, cbs = image_sizes(cfg), []
     if takes_channels_last(device): cbs.append(ChannelsLast())
     if needs_autocast(dtype): cbs.append(Precision(dtype))
-    # whether another's model can be recorded, only a try would tell
-    if device.type == "cuda" and not cfg.arch.startswith("timm:"): cbs.append(CudaGraphs(dtype))
+    # whether another's model can be recorded, only a try would tell; what processes exchange in it cannot
+    plain = not cfg.arch.startswith("timm:") and not cfg.sync_bn
+    if device.type == "cuda" and plain: cbs.append(CudaGraphs(dtype))
     if sizes: cbs.append(GrowImages(sizes))
     if cfg.mixup or cfg.cutmix: cbs.append(Mix(cfg.mixup, cfg.cutmix, cfg.mix_prob))
     if cfg.ema: cbs.append(EMA(cfg.ema))
     if cfg.clip: cbs.append(GradientClip(cfg.clip))
     if cfg.freeze: cbs.append(Freeze(cfg.freeze, len(split_and_decay(cfg, 0.0)[1])))
+    if world() > 1: cbs.append(Ranks())
     return cbs
 
 
@@ -91,7 +100,9 @@ def sample_images(dls, n=5000):
 
 def run_callbacks(learn, cfg, bar):
     "The callbacks of a training run that is kept in the folder `learn.path`; its progress is on `bar`."
-    cbs = [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), SameFolder(), RunLog(bar)]
+    cbs = [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), RunLog(bar)]
+    if not is_first(): return cbs       # what is kept, one process keeps
+    cbs.append(SameFolder())
     # else nothing is chosen: the last weights count
     if len(learn.dls.valid): cbs.append(SaveBest())
     return [*cbs, SaveLast(lasting_settings(cfg, learn)), *trackers(learn, cfg)]

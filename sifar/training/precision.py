@@ -3,6 +3,7 @@ from contextlib import nullcontext
 
 import torch
 
+from ..distributed import local_rank, world
 from ..errors import UserError
 from .cpu import SmallConvs, keep_memory
 
@@ -14,7 +15,9 @@ def pick_device(name="auto"):
     there = ["cpu"]
     if torch.cuda.is_available(): there.append("cuda")
     if torch.backends.mps.is_available(): there.append("mps")
-    if name == "auto": return torch.device(there[-1])
+    if name == "auto": name = there[-1]
+    # of several processes, each has a GPU
+    if world() > 1 and name == "cuda": name = f"cuda:{local_rank()}"
     try: device = torch.device(name)
     except RuntimeError: device = None          # not a name that torch knows
     if device is None or device.type not in there or (device.index or 0) >= count(device):

@@ -1,0 +1,101 @@
+"""Several processes that train one run together, as torchrun starts them; any other process is alone."""
+import os
+import sys
+from contextlib import contextmanager
+from datetime import timedelta
+
+# what gloo and NCCL say in the processes that are left
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused",
+        "connection was likely closed", "NCCL communicator was aborted", "Read error", "Write error",
+        "Timed out waiting")
+
+
+def launched(): return "TORCHELASTIC_RUN_ID" in os.environ
+def world(): return told("WORLD_SIZE", 1)
+def rank(): return told("RANK", 0)
+def local_rank(): return told("LOCAL_RANK", 0)
+def is_first(): return rank() == 0
+
+
+def told(name, alone):
+    "What torchrun tells each process; or what holds for one that is alone."
+    return int(os.environ.get(f"SIFAR_{name}") or os.environ[name]) if launched() else alone
+
+
+@contextmanager
+def joined(name):
+    """All processes of torchrun, joined as one group, by NCCL on the GPUs that `name` means, else by gloo.
+
+    Alone, nothing. An error leaves the group as it is: who waits for the others would wait in vain."""
+    if not launched():
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    from .training.precision import pick_device
+    device = pick_device(name)
+    if device.type == "cuda": torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+    # fastai would take these for its own way, which gathers the figures of each batch
+    for name in ("WORLD_SIZE", "RANK"): os.environ[f"SIFAR_{name}"] = os.environ.pop(name)
+    yield
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@contextmanager
+def machine_first():
+    "The first process of each machine goes ahead, as to download a data set; the others find it done."
+    if world() == 1:
+        yield
+        return
+    import torch.distributed as dist
+    if local_rank(): dist.barrier()
+    yield
+    if not local_rank(): dist.barrier()
+
+
+def part(rows):
+    "The rows that are this process's: all of them follow each other, the parts of all ranks do, too."
+    n, k = len(rows), world()
+    return rows[rank() * n // k:(rank() + 1) * n // k]
+
+
+def check_divides(cfg):
+    "Raise a UserError where batches cannot be shared out equally."
+    shares = world()
+    if cfg.mixup or cfg.cutmix: shares *= 2                 # of each process's own images, pairs are mixed
+    if world() == 1 or cfg.bs % shares == 0: return
+    from .errors import UserError  # which asks here whether a process was lost
+    raise UserError(f"--bs {cfg.bs} is for all {world()} processes together, and cannot be shared out: "
+                    f"it has to be a multiple of {shares}.")
+
+
+def from_first(value):
+    "What rank 0 has as `value`, a picklable object, in all processes."
+    if world() == 1: return value
+    import torch.distributed as dist
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def gather(value):
+    "The list of what all ranks have as `value`, in their order, in all processes."
+    if world() == 1: return [value]
+    import torch.distributed as dist
+    values = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def lost(e):
+    "Whether an exception says that another process of this training is gone."
+    return world() > 1 and isinstance(e, RuntimeError) and any(words in str(e) for words in LOST)
+
+
+def say(text):
+    "A line on stderr; of several processes the first says it, and another what only it can know."
+    who = f" (process {rank()} of {world()})" if world() > 1 else ""
+    print(f"sifar{who}: {text}", file=sys.stderr)

@@ -1,0 +1,54 @@
+"""What the processes of one training tell each other: gradients, statistics, figures and weights."""
+import torch
+import torch.distributed as dist
+from fastai.learner import Callback
+
+from ..distributed import world
+
+
+class Ranks(Callback):
+    """Average over all processes what each computes from its rows of a batch, so that they stay one run.
+
+    A wrapper of the model, such as DDP, is not needed: so checkpoints, EMA and CUDA graphs see the plain
+    model. All gradients go in one piece."""
+    order = -9.5                    # right after fastai's TrainEvalCallback (-10): all see the same loss
+
+    def after_loss(self):
+        if self.training: self.learn.loss = average(self.loss.detach())
+
+    def after_backward(self):
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        flat = average(torch.cat([g.flatten() for g in grads]))
+        parts = flat.split([g.numel() for g in grads])
+        torch._foreach_copy_(grads, [part.view(g.shape) for part, g in zip(parts, grads)])
+
+    def after_train(self):
+        "BatchNorm's statistics are of each process's own images: validation and checkpoints take their mean."
+        models = [self.model]
+        if hasattr(self.learn, "ema"): models.append(self.learn.ema.average.module)
+        for model in models:
+            for b in model.buffers():
+                if b.is_floating_point(): average(b)
+
+    def after_validate(self):
+        # fastai runs get_preds as a validation: who asks for predictions puts them together
+        if hasattr(self.learn, "gather_preds"): return
+        for metric in (self.recorder.loss, *self.metrics):
+            sums = torch.tensor([float(metric.total), float(metric.count)], dtype=torch.float64)
+            sums = total(sums.to(self.dls.device) if self.dls.device.type == "cuda" else sums)
+            metric.total, metric.count = (v.item() for v in sums)
+
+
+def total(x):
+    "The sum of the tensor `x` over all processes, in place; alone, `x` itself."
+    if world() > 1: dist.all_reduce(x)
+    return x
+
+
+def average(x): return total(x).div_(world())
+
+
+def share_weights(model):
+    "Give all processes the weights of the first, such as those that were chosen on valid."
+    if world() == 1: return
+    for v in model.state_dict().values(): dist.broadcast(v, 0)

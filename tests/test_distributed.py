@@ -1,0 +1,143 @@
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import train
+from sifar import TrainConfig, UserError
+from sifar.data.datasets import load_data
+from sifar.data.loaders import make_dls
+from sifar.distributed import check_divides, part
+from sifar.runs.load import last_state
+
+SMALL = "--dataset", "digits", "--arch", "resnet8", "--bs", "64", "--augment", "batch", "--precision", "fp32"
+
+STEPS = """
+import sys
+from pathlib import Path
+import torch
+from fastai.callback.core import Callback
+from sifar import TrainConfig, get_dls, get_learner
+from sifar.distributed import is_first, joined
+from sifar.training.callbacks import SeedEpochs
+
+
+class FixedNorms(Callback):
+    "The statistics of BatchNorm are of a process's own images, and would tell one from two."
+    order = 1
+
+    def before_train(self):
+        for m in self.model.modules():
+            if isinstance(m, torch.nn.BatchNorm2d):
+                m.eval()
+
+
+def steps(**settings):
+    cfg = TrainConfig(
+        dataset="digits", arch="resnet8", bs=64, precision="fp32", device="cpu", seed=3, lr=0.02, **settings)
+    learn = get_learner(get_dls(cfg), cfg)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(1, warmup=0, cbs=[SeedEpochs(3), FixedNorms()])
+    assert len(learn.recorder.losses) == 20
+    return learn.model.state_dict(), list(learn.recorder.values[-1])
+
+
+MUON = {"augment": "batch", "opt": "muon"}
+SETTINGS = {"augment": "batch", "aug": "weak"}, {"augment": "item", "ema": 0.9}, MUON
+
+
+if __name__ == "__main__":
+    with joined("cpu"):
+        found = [steps(**settings) for settings in SETTINGS]
+        if is_first():
+            torch.save(found, sys.argv[1])
+"""
+
+
+def torchrun(*args, n=2):
+    "The command line of `n` processes that run `args`."
+    start = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    return [*start, "--nproc_per_node", str(n), *map(str, args)]
+
+
+def several(monkeypatch, world, rank):
+    "As if torchrun had started this process."
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "x",
+        "WORLD_SIZE": world,
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    "Weights after 20 steps, by batches and by items, SGD and Muon, and the figures on valid."
+    script = tmp_path / "steps.py"
+    script.write_text(STEPS)
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    subprocess.run(torchrun(script, tmp_path / "two"), env=env, check=True, timeout=300)
+    here = runpy.run_path(script)
+    for settings, (two, others) in zip(here["SETTINGS"], torch.load(tmp_path / "two")):
+        one, figures = here["steps"](**settings)
+        # Muon takes the directions in which a filter hardly changes for as important as all others
+        close = 1e-2 if "opt" in settings else 1e-5
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], rtol=0, atol=close)
+        assert others == pytest.approx(figures, abs=close)
+
+
+def test_rows_are_shared_out(monkeypatch):
+    parts = []
+    for rank in range(3):
+        several(monkeypatch, 3, rank)
+        parts.append(part(list(range(10))))
+    assert sum(parts, []) == list(range(10)) and {len(o) for o in parts} == {3, 4}
+
+
+def test_batches_that_cannot_be_shared_out_are_one_line(monkeypatch):
+    check_divides(TrainConfig(bs=127))
+    several(monkeypatch, 4, 1)
+    check_divides(TrainConfig(bs=128))
+    with pytest.raises(UserError, match="--bs 126 is for all 4 processes .* a multiple of 4"):
+        check_divides(TrainConfig(bs=126))
+    with pytest.raises(UserError, match="a multiple of 8"):
+        check_divides(TrainConfig(bs=132, mixup=0.2))
+
+
+def test_a_process_has_its_own_part_of_valid_and_test(monkeypatch):
+    cfg, seen = TrainConfig(dataset="digits", bs=64), []
+    data = load_data(cfg)
+    for rank in range(2):
+        several(monkeypatch, 2, rank)
+        dls = make_dls(cfg, data, data.stats())
+        seen.append([len(dl.dataset) for dl in dls.loaders])
+    (train_1, *rest_1), (train_2, *rest_2) = seen
+    assert train_1 == train_2 and [a + b for a, b in zip(rest_1, rest_2)] == [143, 359]
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_kept_by_one_survives_a_kill_and_goes_on_alone(tmp_path):
+    run = tmp_path / "digits" / "a"
+    args = *SMALL, "--epochs", "8", "--runs", tmp_path, "--name", "a"
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(torchrun("train.py", *args), stdout=log, stderr=log)
+    while not (run / "history.csv").exists():
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    second = subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()[-1]
+    os.kill(int(second), signal.SIGKILL)
+    killed = time.monotonic()
+    assert process.wait(timeout=60) and time.monotonic() - killed < 40
+    said = (tmp_path / "log").read_text()
+    assert said.count("Another process of this training ended") == 1, said
+    assert f"--resume {run}" in said and "Traceback" not in said.partition("Another process")[0]
+    assert 0 < last_state(run)["epoch"] < 8
+    train.main(["--resume", str(run)])
+    assert json.loads((run / "metrics.json").read_text())["epochs"] == 8
