@@ -7,7 +7,9 @@ import json
 import os
 import re
 import time
-from functools import partial
+from collections import Counter
+from contextlib import AsyncExitStack
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +51,7 @@ MAX_UPLOAD, MAX_QUESTION = 500 * 2**20, 512 * 2**10         # bytes of a request
 PATIENCE = 20                   # seconds of waiting for a head, for a question, for more of an upload
 SHORT, LONG = 60, 600           # seconds that a request may take; an upload or a stream of answers
 CONNECTIONS = 512               # open at once; the oldest one goes for a new one
-WAITING = 32                    # questions of a client in the queue; more wait at the door
+WAITING = 4                     # questions of a client in the queue; more wait at the door
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")     # of pictures, whose decoders are compiled
 MAX_PIXELS = 50_000_000         # of a picture whose decoder skips most of them: see pixels_to_decode
@@ -103,13 +105,20 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self.opened[self] = None
         self.await_head()
-        if len(self.opened) > CONNECTIONS:
-            oldest = next((o for o in self.opened if o.awaits_client()), next(iter(self.opened)))
-            oldest.transport.abort()
-            self.opened.pop(oldest)
+        if len(self.opened) > CONNECTIONS: self.make_room()
 
-    def awaits_client(self):
-        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+    def make_room(self):
+        "Close a connection of the client that has the most: its oldest that waits for it, else its oldest."
+        (host, _), = Counter(o.host for o in self.opened).most_common(1)
+        its = [o for o in self.opened if o.host == host]
+        oldest = next((o for o in its if o.awaits_client()), its[0])
+        oldest.transport.abort()
+        self.opened.pop(oldest)
+
+    @property
+    def host(self): return self.client[0] if self.client else ""
+
+    def awaits_client(self): return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
     def await_head(self): self.timer = self.loop.call_later(PATIENCE, self.transport.abort)
 
@@ -138,7 +147,7 @@ class Guard:
         self.doors: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # bytes in 15 minutes, which is the longest that an upload is kept; work of single pictures, of many
         self.bytes, self.all_bytes = Budget(2**30, 900), Budget(2**32, 900)
-        self.work_on_one, self.all_work_on_one = Budget(48e6, 60), Budget(96e6, 60)
+        self.work_on_one, self.all_work_on_one = Budget(32e6, 60), Budget(64e6, 60)
         self.work_on_many, self.all_work_on_many = Budget(300e6, 60), Budget(600e6, 60)
 
     async def __call__(self, scope, receive, send):
@@ -151,8 +160,9 @@ class Guard:
             await send(message)
         try:
             path, values = find_route(scope)
-            async with asyncio.timeout(LONG if path in (UPLOAD, DATA, ANSWER, PROGRESS) else SHORT):
-                receive = await self.check(path, values, scope, receive)
+            seconds = LONG if path in (UPLOAD, DATA, ANSWER, PROGRESS) else SHORT
+            async with asyncio.timeout(seconds), AsyncExitStack() as turn:
+                receive = await self.check(path, values, scope, receive, turn)
                 await self.app(scope, receive, begin)
         except HTTPException as e: problem = e
         except TimeoutError: problem = HTTPException(408, "That took too long.")
@@ -161,12 +171,14 @@ class Guard:
         answer = JSONResponse({"detail": problem.detail}, problem.status_code, {"connection": "close"})
         await answer(scope, receive, send)
 
-    async def check(self, path, values, scope, receive):
-        "A `receive` for what may be let through. Errors: HTTPException."
+    async def check(self, path, values, scope, receive, turn):
+        """A `receive` for what may be let through.
+
+        turn: an exit stack, that of a question is left once it is in the queue. Errors: HTTPException."""
         # Gradio answers odd ranges with a traceback, and the page asks for none
         scope["headers"] = [(k, v) for k, v in scope["headers"] if k != b"range"]
         if path == UPLOAD: return self.upload(scope, receive)
-        if path in (JOIN, CALL, RUN): return await self.question(path, values, scope, receive)
+        if path in (JOIN, CALL, RUN): return await self.question(path, values, scope, receive, turn)
         if path == FILE: uploaded(values["path"])
         queue = self.page._queue
         if path == DATA:
@@ -195,7 +207,7 @@ class Guard:
             return message
         return more
 
-    async def question(self, path, values, scope, receive):
+    async def question(self, path, values, scope, receive, turn):
         "A `receive` for a question with nothing in it that Gradio need not know, once it is its turn."
         try: asked = json.loads(await read_body(scope, receive))
         except (ValueError, RecursionError): raise HTTPException(400, "This is not JSON.") from None
@@ -209,7 +221,7 @@ class Guard:
             question.update(fn_index=fn._id, session_hash=session)
         try: body = json.dumps(question, ensure_ascii=False).encode()
         except UnicodeEncodeError: raise HTTPException(400, "This is not Unicode.") from None
-        await self.wait_for_turn(fn, question["data"], client_of(scope))
+        await self.wait_for_turn(fn, question["data"], client_of(scope), turn)
         return replay(body, receive)
 
     def function(self, path, values, number):
@@ -221,7 +233,7 @@ class Guard:
             if asked and bool(fn.queue) == (path != RUN): return fn
         raise HTTPException(404, "The page has no such function.")
 
-    async def wait_for_turn(self, fn, data, client):
+    async def wait_for_turn(self, fn, data, client, turn):
         "Return when the client has a place in the queue. Errors: HTTPException for more work than its share."
         work = await anyio.to_thread.run_sync(work_of, data)
         mine, everybody = self.work_on_one, self.all_work_on_one
@@ -230,9 +242,9 @@ class Guard:
         if work > LIGHT and not (mine.take(client, work) and everybody.take("all", work)):
             raise HTTPException(429, "These pictures are too much work at once: "
                                      "send fewer or smaller ones, or wait a minute.")
-        # the lock lets the questions of a client in one after the other
-        async with self.doors.setdefault(client, asyncio.Lock()):
-            while self.waiting(client) >= WAITING: await asyncio.sleep(0.02)
+        # the questions of a client go into the queue one after the other
+        await turn.enter_async_context(self.doors.setdefault(client, asyncio.Lock()))
+        while self.waiting(client) >= WAITING: await asyncio.sleep(0.02)
 
     def waiting(self, client):
         "How many questions of the client are in Gradio's queue, those that are being answered included."
@@ -340,6 +352,7 @@ def work_of(data):
     return sum(work[path] for path in paths)
 
 
+@lru_cache(1000)               # the name of the folder of an upload is a hash of its content
 def picture_work(path):
     "The work of a picture: its pixels, and half of its bytes, which are read, hashed and unpacked."
     try:
