@@ -147,7 +147,7 @@ class Guard:
         self.doors: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # bytes in 15 minutes, which is the longest that an upload is kept; work of single pictures, of many
         self.bytes, self.all_bytes = Budget(2**30, 900), Budget(2**32, 900)
-        self.work_on_one, self.all_work_on_one = Budget(32e6, 60), Budget(64e6, 60)
+        self.work_on_one, self.all_work_on_one = Budget(24e6, 20), Budget(48e6, 20)
         self.work_on_many, self.all_work_on_many = Budget(300e6, 60), Budget(600e6, 60)
 
     async def __call__(self, scope, receive, send):
