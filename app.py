@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """A page that shows an exported learner: python app.py --model runs/cifar100/RUN/learner.pkl"""
-import argparse
+import atexit
 import csv
 import hashlib
 import io
@@ -8,10 +8,11 @@ import json
 import logging
 import os
 import re
+import socket
 import threading
 import time
-from contextlib import contextmanager, suppress
-from functools import wraps
+from contextlib import suppress
+from functools import cache, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +23,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image, ImageDraw
 from starlette.requests import ClientDisconnect
 
-from sifar.cli import one_line_errors
+from sifar.cli import Parser, one_line_errors
 from sifar.data.image import crop_box, fit_views, read_rgb
 from sifar.errors import UserError
 from sifar.files import write_file
@@ -424,15 +425,17 @@ def picture_to_cache(img, cache_dir, name="image", format="webp"):
     return to_cache(processing_utils.encode_pil_to_bytes(img, format), f"{name}.{format}")
 
 
-@contextmanager
-def upload_folder():
-    "A folder for uploads that goes when the page ends; see also sweep."
+@cache
+def make_upload_folder():
+    """Make a folder for uploads that goes when the process ends; see also sweep.
+
+    In a notebook a page outlives `main`, and all pages of a process share the folder."""
     above = os.environ.get("GRADIO_TEMP_DIR")
     if above: Path(above).mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="sifar-", dir=above, ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        threading.Thread(target=sweep, daemon=True).start()
-        yield
+    folder = TemporaryDirectory(prefix="sifar-", dir=above, ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    os.environ["GRADIO_TEMP_DIR"] = folder.name
+    threading.Thread(target=sweep, daemon=True).start()
 
 
 def sweep():
@@ -458,19 +461,34 @@ def not_hung_up(record):
     return not (record.exc_info and isinstance(record.exc_info[1], ClientDisconnect))
 
 
+def check_port(port):
+    "Raise a UserError where no page can listen at `port`: Gradio's own names no flag."
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try: s.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as e:
+            raise UserError(f"--port {port} cannot be had ({e}): choose another one, or leave it out.") from e
+
+
 def main(args=None):
-    parser = argparse.ArgumentParser(description="Show an exported learner as a page in the browser.")
+    parser = Parser("app.py", "Show an exported learner as a page in the browser.")
     parser.add_argument("--model", default=os.environ.get("SIFAR_MODEL"),
                         help="learner.pkl or its folder (or set SIFAR_MODEL); "
                              "else one beside app.py, else the newest export, else that of results/")
-    with one_line_errors(), upload_folder():
+    parser.add_argument("--port", type=int, help="else the first that is free from 7860 on")
+    parser.add_argument("--share", action="store_true",
+                        help="open the page to everybody for a while, at an address of gradio.live")
+    with one_line_errors():
+        cfg = parser.parse_args(args)
+        if cfg.port is not None: check_port(cfg.port)
         quiet_imports()
+        make_upload_folder()
         prepare_gradio()
-        page = build(find_model(parser.parse_args(args).model))
+        page = build(find_model(cfg.model))
         # fonts of the system: others would be loaded from outside
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
         theme = gr.themes.Soft(primary_hue="teal", **fonts)
-        page.launch(theme=theme, css=CSS, footer_links=["api"],
+        page.launch(server_port=cfg.port, share=cfg.share, theme=theme, css=CSS, footer_links=["api"],
                     max_file_size=f"{MAX_MB}mb", show_error=False, **guarded(page),
                     state_session_capacity=256)     # sessions of 40 kB each; by default 10,000
 

@@ -598,10 +598,41 @@ def test_no_cell_of_the_csv_file_is_a_formula(begin):
     assert app.no_formula("cat=dog") == "cat=dog" and app.no_formula(0.5) == 0.5
 
 
-def test_uploads_get_a_folder_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "mine"))
-    with app.upload_folder():
-        assert Path(app.get_upload_folder()).parent == tmp_path / "mine", (
-            "what else is in there is not deleted"
-        )
-    assert not list((tmp_path / "mine").iterdir())
+IN_A_NOTEBOOK = """
+import os, sys
+from pathlib import Path
+import app
+from gradio_client import Client, handle_file
+sys.ps1 = ">>> "                # an interactive session, in which launch() does not block
+_, model, picture, *ports = sys.argv
+for port in ports: app.main(["--model", model, "--port", port])
+for port in ports:
+    client = Client(f"http://127.0.0.1:{port}", verbose=False)
+    print(client.predict(handle_file(picture), api_name="/predict")["label"])
+print(*Path(os.environ["GRADIO_TEMP_DIR"]).parent.glob("sifar-*"))
+"""
+
+
+def test_in_a_notebook_pages_go_on_after_main(exported, pictures, tmp_path):
+    with socket.socket() as a, socket.socket() as b:
+        for one in (a, b):
+            one.bind(("127.0.0.1", 0))
+        ports = [str(one.getsockname()[1]) for one in (a, b)]
+    code = "-c", IN_A_NOTEBOOK, exported[0], pictures[0], *ports
+    uploads = tmp_path / "uploads"
+    env = {**os.environ, "GRADIO_TEMP_DIR": str(uploads), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *map(str, code)], env=env, capture_output=True, text=True)
+    label = Predictor(exported[0]).predict(pictures[0])[0][0]
+    *_, first, second, folders = done.stdout.splitlines()
+    assert (first, second) == (label, label), done.stderr
+    assert len(folders.split()) == 1 and Path(folders).parent == uploads, "both pages have one"
+    assert uploads.exists() and not list(uploads.glob("sifar-*"))
+
+
+@pytest.mark.parametrize("port", ["taken", "70000", "x"])
+def test_a_port_that_cannot_be_had_is_one_line(capsys, port):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as e:
+        at = str(taken.getsockname()[1]) if port == "taken" else port
+        app.main(["--port", at])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and "--port" in err and err.count("\n") == 1
