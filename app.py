@@ -46,6 +46,8 @@ Train one and export it, then start this page again:
 
 Or export the CIFAR-100 classifier that comes with sifar: `python export.py results/cifar100-resnet18`.
 """
+# matplotlib's colours of that name, of which a light Space has none
+INFERNO = [(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)]
 HEADERS = ["file", "label", "probability", "or else"]
 CSS = """
 #about td:first-child, #about th:first-child {white-space: nowrap}
@@ -72,7 +74,7 @@ def find_model(named):
     None where there is none."""
     if named: return Path(named)
     newest_first = sorted(Path().glob("runs/*/*/learner.pkl"), key=lambda path: -path.stat().st_mtime)
-    exports = [HERE / "learner.pkl", *newest_first, *HERE.glob("results/*/learner.pkl")]
+    exports = [HERE / "learner.pkl", HERE / "model.onnx", *newest_first, *HERE.glob("results/*/learner.pkl")]
     return next((path for path in exports if path.is_file()), None)
 
 
@@ -128,10 +130,10 @@ def framed(photo, sz, fit="halfway"):
 
 def overlay(img, heat):
     "A heat map (sz,sz) from 0 to 1 over the picture that it explains."
-    from matplotlib import colormaps
     smooth = to_image(heat).resize((256, 256), Image.Resampling.BICUBIC)
-    colours = colormaps["inferno"](np.asarray(smooth))[..., :3]         # (h,w,rgba) -> (h,w,rgb)
-    return Image.blend(enlarge(img), to_image(colours), 0.55)
+    at = np.linspace(0, 255, len(INFERNO))
+    colours = [np.interp(smooth, at, channel) for channel in np.transpose(INFERNO)]         # of (h,w)
+    return Image.blend(enlarge(img), Image.fromarray(np.stack(colours, -1).astype(np.uint8)), 0.55)
 
 
 def to_image(array): return Image.fromarray((255 * array).astype(np.uint8))
@@ -473,7 +475,7 @@ def check_port(port):
 def main(args=None):
     parser = Parser("app.py", "Show an exported learner as a page in the browser.")
     parser.add_argument("--model", default=os.environ.get("SIFAR_MODEL"),
-                        help="learner.pkl or its folder (or set SIFAR_MODEL); "
+                        help="learner.pkl, its folder or model.onnx (or set SIFAR_MODEL); "
                              "else one beside app.py, else the newest export, else that of results/")
     parser.add_argument("--port", type=int, help="else the first that is free from 7860 on")
     parser.add_argument("--share", action="store_true",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sifar.cli import Parser, one_line_errors
+from sifar.errors import UserError
 from sifar.log import command, log, log_to_screen, quiet_imports
 
 
@@ -14,14 +15,16 @@ def export(cfg):
 
     run = cfg.run or newest_run()
     # what cannot work fails before the work, and leaves an earlier export as it is
-    if cfg.onnx: check_onnx()
+    if cfg.light and not cfg.space and cfg.push is None:
+        raise UserError("--light is a kind of Space: name one by --space or --push.")
+    if cfg.onnx or cfg.light: check_onnx()
     if cfg.space: check_folder(cfg.space)
     if cfg.push is not None: check_push(cfg.push)
     learn = export_run(run)
-    if cfg.onnx: write_onnx(learn, run / "model.onnx")
+    if cfg.onnx or cfg.light: write_onnx(learn, run / "model.onnx")
     if cfg.weights: write_weights(learn, run / "model.safetensors")
-    if cfg.space: write_space(run, cfg.space)
-    if cfg.push is not None: push_space(run, cfg.push)
+    if cfg.space: write_space(run, cfg.space, cfg.light)
+    if cfg.push is not None: push_space(run, cfg.push, cfg.light)
     return run / "learner.pkl"
 
 
@@ -35,6 +38,8 @@ def main(args=None):
     parser.add_argument("--weights", action="store_true", help="also write model.safetensors")
     parser.add_argument("--space", type=Path, metavar="FOLDER",
                         help="also write a complete Hugging Face Space into this folder")
+    parser.add_argument("--light", action="store_true",
+                        help="let the Space compute by ONNX Runtime, without PyTorch and fastai")
     parser.add_argument("--push", metavar="USER/NAME", help="upload the Space to USER/NAME on Hugging Face")
     with one_line_errors():
         cfg = parser.parse_args(args)

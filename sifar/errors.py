@@ -19,6 +19,11 @@ class UserError(Exception):
         super().__init__(self.text)
 
 
+def need(ok, what):
+    "Raise a UserError that says `what` is wrong, unless `ok`."
+    if not ok: raise UserError(what)
+
+
 def explain(e):
     "The one line for an exception that a user or a machine can cause; None for a bug of ours."
     if isinstance(e, UserError): return e.text

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from .distributed import is_first
-from .errors import UserError, one_line
+from .errors import UserError, need, one_line
 
 ROOT = Path(__file__).parents[1]
 MAX_TEXT = 2**22        # bytes of a file of settings or figures; Python's objects may take 50 times as much
@@ -100,3 +100,15 @@ def parse_json(text, most=MAX_TEXT):
     try: return decoder.decode(text)
     except (ValueError, RecursionError) as e:
         raise UserError(f"it holds damaged JSON: {one_line(e)}") from e
+
+
+def read_about(path):
+    "The model.json beside the learner file `path`, or an empty dictionary. Errors: UserError."
+    file = path.with_name("model.json")
+    if not file.is_file(): return {}
+    try:
+        about = read_json(file)
+        need(type(about) is dict and type(about.get("sha256")) is str, "it has no SHA-256")
+    except UserError as e:
+        raise UserError(f"{file} is damaged: export the run again, or delete it.") from e
+    return about

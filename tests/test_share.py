@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import write_cifar
+from conftest import COLD, write_cifar
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
 from fastai.data.all import IntToFloatTensor, Transform
@@ -30,7 +30,8 @@ from bench.archive import archive
 from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner, load_learner
 from sifar.data.datasets import load_data
 from sifar.runs.load import load_run
-from sifar.share.export import write_learner
+from sifar.share.classifier import get_classifier
+from sifar.share.export import map_weights, write_learner
 from sifar.share.predict import main as predict
 from sifar.share.space import model_card, write_space
 
@@ -354,6 +355,59 @@ def test_the_lines_of_the_readme_give_the_onnx_model_what_the_predictor_sees(
     np.testing.assert_allclose(found["probabilities"], Predictor(exported[0]).probs(seen[None]), atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def light(onnx_file, tmp_path_factory):
+    "A Space of that run that computes by ONNX Runtime, written where the other kind was before."
+    space = tmp_path_factory.mktemp("light") / "space"
+    write_space(onnx_file.parent, space)
+    write_space(onnx_file.parent, space, light=True)
+    return space
+
+
+def test_a_light_space_gives_the_same_answers_and_heat_maps(exported, light):
+    a, b = Predictor(exported[0]), Predictor(light / "model.onnx")
+    images = load_run(exported[0]).dls.data.images[:20]
+    np.testing.assert_allclose(a.probs(images), b.probs(images), atol=1e-5)
+    for x in images[:5]:
+        one, other = a.answer(x), b.answer(x)
+        assert one.verdict == other.verdict and dict(one.top) == pytest.approx(dict(other.top), abs=1e-4)
+        np.testing.assert_allclose(a.heat_map(x, "3"), b.heat_map(x, "3"), atol=1e-4)
+
+
+def test_the_page_of_a_light_space_imports_neither_torch_nor_fastai(light):
+    assert not (light / "learner.pkl").exists() and "torch" not in (light / "requirements.txt").read_text()
+    assert "model.onnx" in (light / "README.md").read_text()
+    code = (
+        "import sys, app; app.build(app.find_model(None)); "
+        "print([o for o in ('torch', 'fastai', 'fastcore', 'matplotlib', 'scipy') if o in sys.modules])"
+    )
+    done = subprocess.run([COLD, "-c", code], cwd=light, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.json"])
+def test_a_light_space_that_is_damaged_is_one_line(light, tmp_path, name):
+    for file in ("model.onnx", "model.json"):
+        shutil.copy(light / file, tmp_path)
+    about = json.loads((light / "model.json").read_text())
+    for content in (b"", b"no", json.dumps({**about, "classes": ["a"]}).encode(), None):
+        (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=r"model\.(onnx|json)"):
+            Predictor(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    "arch, there", [("resnet8", True), ("sprintnet", True), ("timm:vit_tiny_patch16_224", False)]
+)
+def test_heat_maps_are_in_the_onnx_model_of_a_grid_that_is_pooled(arch, there):
+    cfg = TrainConfig(dataset="digits", arch=arch)
+    assert (map_weights(*get_classifier(get_learner(get_dls(cfg), cfg))[:2]) is not None) == there
+
+
+def test_light_without_a_space_is_one_line(exported, capsys):
+    assert "--light is a kind of Space" in failure(capsys, export.main, exported[0], "--light")
+
+
 def test_weights_are_those_of_the_run(exported):
     assert tensors_equal(
         load_file(exported[0] / "model.safetensors"), load_run(exported[0]).model.state_dict()
@@ -490,7 +544,7 @@ def test_a_space_is_complete(exported):
 
 
 def test_a_space_that_was_broken_off_can_be_written_again(exported, tmp_path, monkeypatch):
-    def broken_off(about):
+    def broken_off(*args):
         raise OSError("the disk is full")
 
     monkeypatch.setattr("sifar.share.space.requirements", broken_off)

@@ -7,8 +7,9 @@ from fastcore.all import first
 from torch import nn
 from torch.nn import functional as F
 
+from ..files import read_about
 from ..training.precision import pick_device
-from ..training.recipe import load_learner, read_about
+from ..training.recipe import load_learner
 
 
 class Classifier(nn.Module):

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from fastai.learner import defaults
+from torch import nn
 
 from ..cli import one_line_errors, without_folders
 from ..errors import UserError
@@ -160,21 +161,57 @@ def check_onnx():
 def write_onnx(learn, path):
     """Write the model to `path` as ONNX, checked: images (n,sz,sz,3) uint8 -> probabilities (n,c).
 
+    Where Grad-CAM needs no gradients of it, maps (n,c,h,w) say where it finds each class: see map_weights.
     Errors: UserError where a package that this needs is missing."""
     check_onnx()
     import onnxruntime
-    classifier, *_ = get_classifier(learn)
+    classifier, sz, _ = get_classifier(learn)
     images, probs = some_probs(learn)
+    outputs, weights = ["probabilities"], map_weights(classifier, sz)
+    if weights is not None: outputs, classifier = [*outputs, "maps"], WithMaps(classifier, weights).eval()
     # two images to trace with: from one, the exporter takes n for the constant 1
     program = torch.onnx.export(
         classifier, (torch.from_numpy(images[:2]),), dynamo=True, external_data=False, verbose=False,
-        input_names=["images"], output_names=["probabilities"],
+        input_names=["images"], output_names=outputs,
         dynamic_shapes=({0: torch.export.Dim("n")},))
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     check_probs("model.onnx", probs, torch.from_numpy(session.run(None, {"images": images})[0]))
     write_file(path, content)
     log_written(path, "ONNX Runtime gave", images)
+
+
+class WithMaps(nn.Module):
+    "A Classifier that also gives maps (n,c,h,w): how much each place of the features adds to each class."
+
+    def __init__(self, classifier, weights):
+        super().__init__()
+        self.classifier = classifier
+        self.register_buffer("weights", weights)
+
+    def forward(self, x):
+        model = self.classifier.model
+        features = model.forward_features(self.classifier.normalize(x))
+        maps = torch.einsum("nkhw,ck->nchw", features, self.weights)
+        return model.forward_head(features).softmax(1), maps
+
+
+def map_weights(classifier, sz):
+    """The weights (c,k) that Grad-CAM gives features, where they are the same for every image.
+
+    So they are where a linear layer follows on the mean or the largest of each. Else, and without a grid of
+    features, None."""
+    model = classifier.model
+    if not hasattr(model, "forward_features"): return None
+    with torch.no_grad(): features = model.forward_features(classifier.normalize(torch.zeros(1, sz, sz, 3)))
+    if features.ndim != 4 or features.shape[1] != getattr(model, "num_features", None): return None
+
+    def weights(features):
+        "The mean gradient (c,k) of each class by features (1,k,h,w)."
+        return torch.func.jacrev(model.forward_head)(features)[0, :, 0].mean((2, 3)).detach()
+    generator = torch.Generator().manual_seed(0)
+    here, there = (weights(torch.randn(features.shape, generator=generator)) for _ in range(2))
+    return here if torch.allclose(here, there, atol=1e-6) else None
 
 
 def write_weights(learn, path):

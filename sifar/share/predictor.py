@@ -1,16 +1,15 @@
 """An exported learner put to use: any image in, labels and probabilities out."""
 import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from fastcore.all import chunked
 
 from ..data.image import VIEWS, read_image, read_views
 from ..errors import UserError
 from ..runs.calibration import EPS, judge, with_temperature
-from .classifier import LearnerModel
 
 UNSURE = 0.5        # without a confidence, a model is sure of what is at least as likely
 
@@ -26,7 +25,7 @@ def check_positive(name, n):
 
 
 class Predictor:
-    """The learner file `path`, made by export.py, as a classifier of images.
+    """The file `path`, made by export.py, as a classifier of images: a learner, or an ONNX model.
 
     device: auto, cpu, cuda, cuda:N or mps.
     views: how many views of a picture are looked at: 1; 2, which is better on photographs; or 4, those and
@@ -38,7 +37,7 @@ class Predictor:
     def __init__(self, path, device="auto", views=1):
         if views not in VIEWS: raise UserError(f"views is {views!r}, but should be 1, 2 or 4.")
         self.views = views
-        self.model = LearnerModel(path, device)
+        self.model = load_model(Path(path), device)
         self.vocab, self.superclasses = self.model.vocab, self.model.superclasses
         self.sz, self.fit = self.model.sz, self.model.fit
         self.confidence = self.model.about.get("confidence")
@@ -94,8 +93,9 @@ class Predictor:
         def read(image):
             try: return self.read_views(image)
             except UserError as e: return e
+        images = iter(images)
         with ThreadPoolExecutor() as pool:
-            for batch in chunked(images, bs):
+            while batch := list(islice(images, bs)):
                 seen = list(pool.map(read, batch))
                 good = [views for views in seen if not isinstance(views, UserError)]
                 tops = iter(self.top(self.probs_of_views(good), k)) if good else iter([])
@@ -114,6 +114,15 @@ class Predictor:
     def heat_map(self, image, label):
         "Where in an image the model finds `label`: (sz,sz) from 0 to 1. None where it cannot tell."
         return self.model.heat_map(np.array(self.read(image)), self.vocab.index(label))
+
+
+def load_model(path, device):
+    "The model in the file `path`: a .onnx, else a learner; only that needs torch. Errors: UserError."
+    if path.suffix == ".onnx":
+        from .light import OnnxModel
+        return OnnxModel(path)
+    from .classifier import LearnerModel
+    return LearnerModel(path, device)
 
 
 def check_confidence(o):

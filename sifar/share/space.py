@@ -14,6 +14,7 @@ from ..log import log
 # what the page imports
 NEEDED = ("fastai", "fastcore", "gradio", "matplotlib", "numpy", "pillow", "rich", "safetensors",
           "torch", "torchvision")
+NEEDED_BY_LIGHT = "gradio", "numpy", "onnxruntime", "pillow", "rich"
 LICENSE = "apache-2.0"
 OURS = b'---\ntitle: "sifar '               # how the README.md of our Spaces begins
 LFS = "".join(f"*.{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in ("pkl", "onnx", "png", "jpg"))
@@ -21,23 +22,26 @@ LFS = "".join(f"*.{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in ("pk
 
 # ---- the folder ----
 
-def write_space(run, folder):
+def write_space(run, folder, light=False):
     """Write a Space that shows the exported `run` into `folder`, which is empty, new, or an earlier Space.
 
+    light: it computes by ONNX Runtime, and has model.onnx instead of the learner.
     Errors: UserError where something else is in it."""
     run, folder = Path(run), check_folder(folder)
     about = json.loads((run / "model.json").read_text())
     folder.mkdir(parents=True, exist_ok=True)
     # first, as it says that the folder is ours, should the rest break off
-    write_file(folder / "README.md", model_card(about))
+    write_file(folder / "README.md", model_card(about, light))
     # so that no module of an older sifar stays
     if (folder / "sifar").is_dir(): shutil.rmtree(folder / "sifar")
     for path in space_files():
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         write_file(copy, path.read_bytes())
-    for name in ("learner.pkl", "model.json"): write_file(folder / name, (run / name).read_bytes())
-    write_file(folder / "requirements.txt", requirements(about))
+    model, other = ("model.onnx", "learner.pkl") if light else ("learner.pkl", "model.onnx")
+    (folder / other).unlink(missing_ok=True)
+    for name in (model, "model.json"): write_file(folder / name, (run / name).read_bytes())
+    write_file(folder / "requirements.txt", requirements(about, light))
     write_file(folder / ".gitattributes", LFS)
     log.info("%s is a complete Space: python app.py starts it there", folder)
 
@@ -59,16 +63,17 @@ def space_files():
     return [ROOT / "app.py", ROOT / "LICENSE", *sorted(sources), *examples]
 
 
-def requirements(about):
+def requirements(about, light):
     "The exact versions that are installed here, of what the page needs and no more."
-    needed = [*NEEDED, "timm"] if about["arch"].startswith("timm:") else NEEDED
+    needed = [*(NEEDED_BY_LIGHT if light else NEEDED)]
+    if about["arch"].startswith("timm:") and not light: needed.append("timm")
     # of a version such as 2.15.0+cpu, registries know the first part
     return "".join(f"{package}=={version(package).split('+')[0]}\n" for package in needed)
 
 
 # ---- the model card: card.md.j2 ----
 
-def model_card(about):
+def model_card(about, light=False):
     "The README.md of a Space, from the dictionary of model.json."
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     # jinja2's autoescape knows HTML alone: `finalize` sees each value as it is put into the text
@@ -77,7 +82,8 @@ def model_card(about):
     env.filters.update(yaml=yaml_text, verbatim=Verbatim)
     notes = {"test": "", "valid": ", on which the epoch was chosen"}
     text = env.get_template("card.md.j2").render(
-        **about,
+        **{"photos": None, **about},
+        light=light,
         figures=[card_row(split, about, note) for split, note in notes.items() if about[split]],
         gradio=version("gradio"),
         python=platform.python_version().rpartition(".")[0],
@@ -128,18 +134,18 @@ def check_push(repo):
                     "run hf auth login, or set HF_TOKEN.")
 
 
-def push_space(run, repo):
+def push_space(run, repo, light=False):
     """Upload the Space of `run` to `repo`, USER/NAME on Hugging Face, which is made where it is missing.
 
     Errors: UserError."""
     from huggingface_hub import HfApi
     token = check_push(repo)
     with tempfile.TemporaryDirectory() as folder:
-        write_space(run, folder)
+        write_space(run, folder, light)
         try:
             url = HfApi().create_repo(repo, repo_type="space", space_sdk="gradio", exist_ok=True)
             HfApi().upload_folder(repo_id=repo, folder_path=folder, repo_type="space",
-                                  delete_patterns="sifar/*",
+                                  delete_patterns=["sifar/*", "learner.pkl", "model.onnx"],
                                   commit_message="The Space of an exported run")
         # of the library, its HTTP client, its transfer library, the system: they have no common base
         except Exception as e:

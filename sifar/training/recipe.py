@@ -30,8 +30,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..data.image import FITS
 from ..data.loaders import ReadImage, empty_dls
-from ..errors import UserError
-from ..files import parse_json, read_json, write_file
+from ..errors import UserError, need
+from ..files import parse_json, read_about, write_file
 from .models import get_model
 
 FORMAT = 2  # of the recipe; 1 where it says no fit, as older versions know none
@@ -93,11 +93,6 @@ class RecipeLearner(Learner):
         file = io.BytesIO()
         torch.save(self, file, pickle_module, pickle_protocol)
         write_file(self.path / fname, file.getbuffer())
-
-
-def need(ok, what):
-    "Raise a UserError that says `what` is wrong, unless `ok`."
-    if not ok: raise UserError(what)
 
 
 # ---- from a learner ----
@@ -292,18 +287,6 @@ def load_learner(path):
     except UserError as e:
         how = "Make it anew with python export.py RUN, or learn.export()"
         raise UserError(f"{path} is refused: {e.text}. {how}.") from e
-
-
-def read_about(path):
-    "The model.json beside the learner file `path`, or an empty dictionary. Errors: UserError."
-    file = path.with_name("model.json")
-    if not file.is_file(): return {}
-    try:
-        about = read_json(file)
-        need(type(about) is dict and type(about.get("sha256")) is str, "it has no SHA-256")
-    except UserError as e:
-        raise UserError(f"{file} is damaged: export the run again, or delete it.") from e
-    return about
 
 
 def check_about(about, learn):
