@@ -52,6 +52,8 @@ class TrainConfig:
     "cifar100, cifar10, digits, or path of an image folder, or of a zip or tar file of one"
     labels: str | None = None
     "table (CSV) of the files in the folder and their classes"
+    fixes: str | None = None
+    "table (CSV) of python -m sifar.check: images to drop or relabel"
     data: str = field(default_factory=lambda: os.environ.get("SIFAR_DATA", "data"))
     "folder of the data sets (or set SIFAR_DATA)"
     valid_pct: float = 0.1
@@ -136,7 +138,8 @@ class TrainConfig:
         # absolute paths, so that the run can be resumed from any folder
         if is_own(self.dataset) and has_pictures(self.dataset):
             object.__setattr__(self, "dataset", str(Path(self.dataset).resolve()))
-        if self.labels: object.__setattr__(self, "labels", str(Path(self.labels).resolve()))
+        for name in ("labels", "fixes"):
+            if path := getattr(self, name): object.__setattr__(self, name, str(Path(path).resolve()))
         if self.init not in (None, *INITS): object.__setattr__(self, "init", str(Path(self.init).resolve()))
         self.check_ranges()
         self.check_together()

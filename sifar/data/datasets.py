@@ -1,7 +1,7 @@
 """Which data sets there are, as one array of images with labels, class names and splits."""
 import functools
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from ..config import TrainConfig, check_dataset, is_own
 from ..distributed import machine_first
 from ..log import log
 from .cifar import CIFARS, read_cifar
+from .fixes import apply_fixes
 from .folder import read_folder
 from .splits import SPLITS, stratified_split
 
@@ -27,6 +28,9 @@ class ImageData:
     superclasses: list | None = None        # for each class the name of its superclass
     files: list | None = None               # for each image its path in a folder of pictures
     mirrored: bool = True                   # whether a mirrored image is one of the same class
+    names: list = field(default_factory=list)           # its path, or where there is none train/0
+    unreadable: dict = field(default_factory=dict)      # why by the path of the file
+    fixes: dict = field(default_factory=dict)           # what a table of fixes has changed
 
     def __deepcopy__(self, memo): return self       # nothing of it is ever changed
 
@@ -50,7 +54,9 @@ def load_data(cfg: TrainConfig):
     with machine_first(): images, labels, split, vocab, extra = read_data(cfg)
     train, valid, test = (np.flatnonzero(split == o) for o in SPLITS)
     if not len(valid): train, valid = stratified_split(train, labels, cfg.valid_pct, cfg.seed)
-    data = ImageData(images, labels, vocab, train, valid, test, **extra)
+    names = extra.get("files") or numbered(split)
+    data = ImageData(images, labels, vocab, train, valid, test, names=names, **extra)
+    if cfg.fixes: data = apply_fixes(data, cfg.fixes)
     if is_own(cfg.dataset): say_classes(data)
     return data
 
@@ -61,6 +67,15 @@ def read_data(cfg):
     if cfg.dataset in CIFARS: return read_cifar(CIFARS[cfg.dataset], cfg.data)
     table = Path(cfg.labels) if cfg.labels else None
     return read_folder(Path(cfg.dataset), cfg.sz, Path(cfg.data) / "cache", table, cfg.fit)
+
+
+def numbered(split):
+    "Names for images without files, by their split (n,): train/0, train/1, ..., test/0, ..."
+    counts = dict.fromkeys(SPLITS, -1)
+    def number(name):
+        counts[name] += 1
+        return f"{name}/{counts[name]}"
+    return [number(name) for name in split.tolist()]
 
 
 def say_classes(data, most=10):

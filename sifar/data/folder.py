@@ -53,7 +53,10 @@ def read_folder(path, sz, cache, table=None, fit="halfway"):
     if split[0] == "":          # class folders alone: a fixed stratified tenth is the test set
         test = stratified_split(np.arange(len(good)), labels, 0.1, 0)[1]
         split = np.where(np.isin(np.arange(len(good)), test), "test", "train")
-    return images, labels, split, vocab, {"files": [shown(file.relative_to(path)) for *_, file in good]}
+    names = [shown(file.relative_to(path)) for *_, file in listed]
+    unreadable = {names[i]: why for i, why in bad.items()}
+    files = [name for i, name in enumerate(names) if i not in bad]
+    return images, labels, split, vocab, {"files": files, "unreadable": unreadable}
 
 
 def shown(path):

@@ -345,7 +345,7 @@ def settings(about):
     "The commands, settings and versions of a run; its paths by their last name alone."
     own = {k: v for k, v in about["settings"].items() if v is not None}
     for k in ("resume", "dry_run"): own.pop(k, None)
-    for k in ("data", "runs", "dataset", "labels"):
+    for k in ("data", "runs", "dataset", "labels", "fixes"):
         if k in own: own[k] = Path(own[k]).name
     versions = {**about.get("versions", {}),
                 "device": about.get("device"), "git commit": about.get("git_commit")}

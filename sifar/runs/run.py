@@ -441,6 +441,7 @@ def get_about(cfg, learn, commands):
             "vocab": list(data.vocab),
             "superclasses": data.superclasses,
             "stats": learn.dls.stats,
+            "fixes": data.fixes,
             "fingerprint": fingerprint(data),
         },
     }

@@ -13,6 +13,7 @@ import signal
 import struct
 import threading
 import time
+import zlib
 from zipfile import BadZipFile
 
 import torch
@@ -506,7 +507,10 @@ def save(learn, name, state):
 def fingerprint(data):
     "What a resumed run has to find again: class names, number of images of each split, sum of all pixels."
     images = [len(rows) for rows in (data.train, data.valid, data.test)]
-    return {"classes": list(data.vocab), "images": images, "checksum": data.checksum}
+    found = {"classes": list(data.vocab), "images": images, "checksum": data.checksum}
+    # runs without fixes are resumed by what older versions wrote too
+    if data.fixes: found["labels"] = zlib.crc32(data.labels.tobytes())
+    return found
 
 
 def weights_path(learn, name): return learn.path / learn.model_dir / f"{name}.pth"

@@ -1,0 +1,76 @@
+"""The table that `python -m sifar.check` writes and a person edits: which images to drop or to relabel."""
+import csv
+import io
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..config import nearest
+from ..errors import UserError
+from ..files import write_file
+from .splits import SPLITS
+
+COLUMNS = "image", "split", "class", "finding", "other", "score", "action", "new_class"
+ACTIONS = "keep", "drop", "relabel"
+
+
+def write_fixes(path, rows):
+    "Write the table of `rows`, dictionaries by column, to `path`."
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_file(path, text.getvalue())
+
+
+def read_fixes(path):
+    """The rows of the table `path` in which there is something to do: a list of (line, dictionary by column).
+
+    Errors: UserError, with the line."""
+    try:
+        # utf-8-sig: spreadsheets write a mark at the beginning
+        with open(path, newline="", encoding="utf-8-sig") as f:
+            table = csv.DictReader(f)
+            rows = [(table.line_num, row) for row in table]
+    except (csv.Error, UnicodeDecodeError) as e:
+        raise UserError(f"{path} is no table with commas (CSV): {e}.") from e
+    lacking = [name for name in ("image", "action", "new_class") if name not in (table.fieldnames or ())]
+    if lacking:
+        how = "python -m sifar.check DATASET writes such a table"
+        raise UserError(f"{path} has no column {lacking[0]}: {how}.")
+    found = []
+    for line, row in rows:
+        row = {k: (v or "").strip() for k, v in row.items() if isinstance(k, str)}
+        action = row["action"].lower() or "keep"
+        if action not in ACTIONS:
+            raise UserError(f"{path}, line {line}: action {action!r} should be one of {', '.join(ACTIONS)}.")
+        if action != "keep": found.append((line, {**row, "action": action}))
+    return found
+
+
+def apply_fixes(data, path):
+    """The ImageData `data` without the images that the table `path` drops, and relabelled as it says.
+
+    Its rows and pixels stay as they are. Errors: UserError for an image or a class that is not there."""
+    number = {name: row for row, name in enumerate(data.names)}
+    labels, dropped, relabelled = data.labels.copy(), set(), dict[int, int]()
+    for line, fix in read_fixes(path):
+        where, row = f"{path}, line {line}", number.get(fix["image"])
+        if row is None: raise UserError(f"{where}: the data set has no image {fix['image']!r}.")
+        if fix["action"] == "drop":
+            dropped.add(row)
+            continue
+        try: nearest("class", fix["new_class"], data.vocab)
+        except UserError as e: raise UserError(f"{where}: {e.text}") from e
+        labels[row] = data.vocab.index(fix["new_class"])
+        if relabelled.setdefault(row, labels[row]) != labels[row]:
+            raise UserError(f"{where}: {fix['image']!r} was relabelled otherwise above.")
+    rows = {split: getattr(data, split) for split in SPLITS}
+    rows = {split: o[~np.isin(o, list(dropped))] for split, o in rows.items()}
+    counts = np.bincount(labels[rows["train"]], minlength=len(data.vocab))
+    if not counts.all():
+        raise UserError(f"{path} leaves no training image of class {data.vocab[counts.argmin()]!r}.")
+    done = Counter(drop=len(dropped), relabel=len(relabelled.keys() - dropped))
+    return replace(data, labels=labels, fixes={"file": Path(path).name, **done}, **rows)

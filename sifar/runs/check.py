@@ -1,0 +1,172 @@
+"""Whether a data set is what it seems: twins, odd images, doubted labels, as a table that a person can edit.
+
+    python -m sifar.check DATASET           # check.csv, for train.py --fixes; with --html check.html too"""
+from collections import Counter
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from ..cli import Parser, one_line_errors
+from ..config import TrainConfig
+from ..data.fixes import read_fixes, write_fixes
+from ..data.splits import SPLITS
+from ..errors import UserError
+from ..files import write_file
+from ..log import command, log, log_to_screen, quiet_imports
+from .report import template, thumbnail
+
+EXACT, NEAR, FLAT, DARK, CUT = "same pixels", "near twin", "one colour", "nearly black", "cut off"
+MOST = 100              # findings of a kind that the page shows
+GREY = 127, 128         # what decoders fill the lost part of a JPEG file with
+
+
+class Finding(dict):
+    "What was found of an image: kind, row, other (the row of its twin), score and new (a class, by number)."
+
+    def __init__(self, kind, row, score, other=None, new=None):
+        super().__init__(kind=kind, row=int(row), score=float(score), other=other, new=new)
+
+
+# ---- what is looked for ----
+
+def check(data):
+    "The Findings of an ImageData, the likeliest of each kind first."
+    return [*twins(data), *odd_images(data.images)]
+
+
+def twins(data):
+    "A Finding for each pair of twins: the first image with these pixels, and each like it."
+    from ..data.twins import exact_twins, near_twins
+    first, held = exact_twins(data.images), np.zeros(len(data.images), bool)
+    held[data.test] = True
+    found = [pair(EXACT, row, of, 1, held) for row, of in enumerate(first) if of != row]
+    rows = np.flatnonzero(first == np.arange(len(first)))           # of equal images one is compared
+    near = near_twins(data.images, rows, rows, data.mirrored)
+    return found + [pair(NEAR, a, b, score, held) for a, b, score in sorted(near, key=lambda o: -o[2])]
+
+
+def pair(kind, a, b, score, held):
+    "The Finding of two rows: of the later one, but where just that is of test, which stays, of the other."
+    row, other = max(a, b), min(a, b)
+    if held[row] and not held[other]: row, other = other, row
+    return Finding(kind, row, score, other=int(other))
+
+
+def odd_images(images):
+    "A Finding for each of images (n,h,w,3) that shows nothing, or whose lower part was lost."
+    found = []
+    for row, x in enumerate(images):
+        lower = x[-(len(x) // 4):]
+        if x.std((0, 1)).max() < 2: found.append(Finding(FLAT, row, x.std()))
+        elif x.mean() < 8: found.append(Finding(DARK, row, x.mean()))
+        elif lower.min() >= GREY[0] and lower.max() <= GREY[1]: found.append(Finding(CUT, row, 1))
+    return sorted(found, key=lambda o: o["kind"])
+
+
+# ---- what is said ----
+
+def split_names(data):
+    "The split of each row, as text: (n,)."
+    names = np.full(len(data.images), "", object)
+    for split in SPLITS: names[getattr(data, split)] = split
+    return names
+
+
+def counts(data, found):
+    "Lines that say how many there are of each kind, and of twins where they lie."
+    lines = []
+    if data.unreadable: lines.append(f"{len(data.unreadable):,} files cannot be read")
+    for kind, same in groupby(found, key=lambda o: o["kind"]):
+        group = list(same)
+        pairs = [(o["row"], o["other"]) for o in group if o["other"] is not None]
+        if pairs: lines.append(f"{kind}: {pair_counts(data, pairs)}")
+        else: lines.append(f"{kind}: {len(group):,} images")
+    return lines or ["Nothing odd was found"]
+
+
+def pair_counts(data, pairs):
+    "What is said of pairs of rows, of which the second is in test where just one is."
+    test = set(data.test.tolist())
+    across = {b for a, b in pairs if b in test and a not in test}
+    differ = sum(data.labels[a] != data.labels[b] for a, b in pairs)
+    return (f"{len(pairs):,} pairs, {differ:,} of them of two classes; "
+            f"{len(across):,} images of test have one in train or valid")
+
+
+def balance(data):
+    "A line on how many images the classes have in training."
+    n = np.bincount(data.labels[data.train], minlength=len(data.vocab))
+    sizes = ", ".join(f"{len(getattr(data, split)):,} {split}" for split in SPLITS)
+    large, small = (f"{data.vocab[c]}: {n[c]:,}" for c in (n.argmax(), n.argmin()))
+    times = f"{n.max() / n.min():.1f} times"
+    return f"{len(data.vocab)} classes; {sizes}; the largest ({large}) is {times} the smallest ({small})"
+
+
+def table(data, found):
+    "The rows of check.csv: nothing is done until a person writes drop or relabel in place of keep."
+    split, vocab = split_names(data), data.vocab
+    return [{
+        "image": data.names[o["row"]],
+        "split": split[o["row"]],
+        "class": vocab[data.labels[o["row"]]],
+        "finding": o["kind"],
+        "other": "" if o["other"] is None else data.names[o["other"]],
+        "score": f"{o['score']:.3f}",
+        "action": "keep",
+        "new_class": "" if o["new"] is None else vocab[o["new"]],
+    } for o in found]
+
+
+def write_check(path, title, data, found, lines):
+    "Write check.html: for each kind of finding the counts, and the first of its pictures side by side."
+    rows = [{**row, **o} for row, o in zip(table(data, found), found)]
+    kinds = {kind: list(group) for kind, group in groupby(rows, key=lambda o: o["kind"])}
+    for o in (o for group in kinds.values() for o in group[:MOST]):
+        seen = [row for row in (o["row"], o["other"]) if row is not None]
+        o["pictures"] = [thumbnail(data.images[row]) for row in seen]
+        o["of_other"] = "" if o["other"] is None else data.vocab[data.labels[o["other"]]]
+    shown = {kind: group[:MOST] for kind, group in kinds.items()}
+    labels = [data.labels[getattr(data, split)] for split in SPLITS]
+    classes = dict(zip(data.vocab, zip(*(np.bincount(y, minlength=len(data.vocab)) for y in labels))))
+    text = template("check.html.j2").render(
+        title=title, lines=lines, kinds=shown, numbers=Counter(o["kind"] for o in found), classes=classes,
+        unreadable=data.unreadable)
+    write_file(path, text.lstrip())
+
+
+# ---- the command ----
+
+def main(args=None):
+    about = "Look for twins and odd images in a data set; nothing of it is changed."
+    parser = Parser("python -m sifar.check", about)
+    parser.add_argument("dataset", help="cifar100, cifar10, digits, or a folder of images, as for train.py")
+    parser.add_argument("--labels", help="table (CSV) of the files in the folder and their classes")
+    parser.add_argument("--html", action="store_true", help="write a page with the pictures too")
+    with one_line_errors():
+        quiet_imports()
+        log_to_screen()
+        o = parser.parse_args(args)
+        run(TrainConfig(dataset=o.dataset, labels=o.labels), o.html)
+
+
+def run(cfg, html):
+    "Check the data set of `cfg`, log what was found, and write it into RUNS/DATASET/check."
+    from ..data.datasets import load_data
+    folder = Path(cfg.runs) / Path(cfg.dataset).name / "check"
+    path = folder / "check.csv"
+    if path.exists() and read_fixes(path):
+        raise UserError(f"{path} has been edited: move it away, so that it is not written over.")
+    data = load_data(cfg)
+    log.info("Looking at %s images", f"{len(data.images):,}")
+    found = check(data)
+    lines = [balance(data), *counts(data, found)]
+    for line in lines: log.info("%s", line)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_fixes(path, table(data, found))
+    if html: write_check(folder / "check.html", Path(cfg.dataset).name, data, found, lines)
+    log.info("All of it is in %s. Write drop or relabel in place of keep, then:", folder)
+    log.info("  %s", command("train.py", "--dataset", cfg.dataset, "--fixes", path))
+
+
+if __name__ == "__main__": main()

@@ -1,0 +1,143 @@
+"""The check of a data set: planted twins and odd images are found, and a table of fixes is obeyed."""
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import on_pictures
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+import train
+from sifar import TrainConfig
+from sifar.data.datasets import load_data
+from sifar.runs import check, report
+
+
+def tiles(n, side=64):
+    "`n` different pictures, cut from two photographs."
+    found = [
+        Image.fromarray(photo[y : y + side, x : x + side])
+        for photo in load_sample_images().images
+        for y in range(0, 420 - side, side)
+        for x in range(0, 640 - side, side)
+    ]
+    # not those of the sky, which are of one colour
+    return [o for o in found if np.asarray(o.convert("L")).std() > 30][:n]
+
+
+def cropped(img):
+    return img.crop((4, 1, 62, 59))
+
+
+@pytest.fixture
+def pets(tmp_path, monkeypatch):
+    "A folder with planted faults, of which each is named by the file."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIFAR_DATA", str(tmp_path / "data"))
+    root = tmp_path / "pets"
+    images = tiles(40)
+    for i, img in enumerate(images):
+        folder = root / ("test" if i % 4 == 0 else "train") / ("cat" if i < 20 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        img.save(folder / f"{i:02}.png")
+    cats, dogs = root / "train" / "cat", root / "train" / "dog"
+    (cats / "same.png").write_bytes((cats / "01.png").read_bytes())
+    Image.open(root / "test" / "cat" / "00.png").save(cats / "encoded.jpg", quality=60)
+    Image.open(cats / "02.png").resize((40, 40)).save(cats / "resized.png")
+    Image.open(dogs / "21.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(dogs / "mirrored.png")
+    cropped(Image.open(dogs / "22.png")).save(cats / "cropped.png")
+    Image.new("RGB", (64, 64), "red").save(dogs / "red.png")
+    return root
+
+
+def run(*args):
+    check.main([str(o) for o in args])
+
+
+def rows_of(path):
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_planted_twins_and_odd_images_are_found_and_nothing_else(pets, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in pets.rglob("*.*")}
+    run(pets, "--html")
+    found = {
+        (o["finding"], *sorted((o["image"], o["other"])))
+        for o in rows_of(tmp_path / "runs" / "pets" / "check" / "check.csv")
+    }
+    assert found == {
+        ("same pixels", "train/cat/01.png", "train/cat/same.png"),
+        ("near twin", "test/cat/00.png", "train/cat/encoded.jpg"),
+        ("near twin", "train/cat/02.png", "train/cat/resized.png"),
+        ("near twin", "train/dog/21.png", "train/dog/mirrored.png"),
+        ("near twin", "train/cat/cropped.png", "train/dog/22.png"),
+        ("one colour", "", "train/dog/red.png"),
+    }
+    assert {path: path.read_bytes() for path in pets.rglob("*.*")} == before
+    out = capsys.readouterr().out
+    assert "near twin: 4 pairs, 1 of them of two classes; 1 images of test have one in train or valid" in out
+    page = (tmp_path / "runs" / "pets" / "check" / "check.html").read_text()
+    assert page.count("<img") == 2 * 5 + 1 and "test/cat/00.png" not in page.split("<h2>")[1]
+
+
+def test_fixes_are_obeyed_and_recorded_and_an_edited_table_is_kept(pets, tmp_path, capsys):
+    run(pets)
+    path = tmp_path / "runs" / "pets" / "check" / "check.csv"
+    text = path.read_text().splitlines()
+    edited = [
+        o.replace("keep,", "relabel,cat") if "cropped" in o else o.replace("keep", "drop") for o in text[1:]
+    ]
+    path.write_text("\n".join([text[0], *edited]))
+    plain = load_data(TrainConfig(dataset=str(pets)))
+    fixed = load_data(TrainConfig(dataset=str(pets), fixes=str(path)))
+    named = dict(zip(plain.names, range(len(plain.names))))
+    gone = {*plain.train, *plain.valid, *plain.test} - {*fixed.train, *fixed.valid, *fixed.test}
+    dropped = ("cat/same.png", "cat/encoded.jpg", "cat/resized.png", "dog/mirrored.png", "dog/red.png")
+    assert gone == {named[f"train/{name}"] for name in dropped}, "of a twin in test, the one in train goes"
+    changed = np.flatnonzero(plain.labels != fixed.labels)
+    assert changed.tolist() == [named["train/dog/22.png"]] and fixed.labels[changed[0]] == 0
+    with pytest.raises(SystemExit):
+        run(pets)
+    assert "has been edited" in capsys.readouterr().err
+
+    train.main([str(o) for o in on_pictures(pets, tmp_path)] + ["--fixes", str(path), "--name", "a"])
+    folder = tmp_path / "runs" / "pets" / "a"
+    about = json.loads((folder / "config.json").read_text())
+    assert about["data"]["fixes"] == {"file": "check.csv", "drop": 5, "relabel": 1}
+    assert about["settings"]["fixes"] == str(path)
+    report.main([str(folder)])
+    path.write_text(path.read_text().replace("relabel,cat", "keep,"))
+    with pytest.raises(SystemExit):
+        train.main(["--resume", str(folder), "--epochs", "2"])
+    assert "was trained on other data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("train/cat/77.png,drop,", "line 2: the data set has no image 'train/cat/77.png'"),
+        ("train/cat/01.png,remove,", "line 2: action 'remove' should be one of keep, drop, relabel"),
+        ("train/cat/01.png,relabel,dgo", "line 2: Unknown class 'dgo': did you mean dog"),
+        ("train/cat/01.png,relabel,dog\ntrain/cat/01.png,relabel,cat", "line 3: .*relabelled otherwise"),
+    ],
+)
+def test_a_wrong_table_ends_in_one_line(pets, tmp_path, capsys, line, words):
+    (tmp_path / "fixes.csv").write_text(f"image,action,new_class\n{line}\n")
+    with pytest.raises(SystemExit):
+        train.main(["--dataset", str(pets), "--fixes", str(tmp_path / "fixes.csv"), "--dry-run"])
+    err = capsys.readouterr().err
+    assert re.search(words, err) and err.count("\n") == 1
+
+
+def test_a_file_that_was_cut_off_is_told(pets, tmp_path, capsys):
+    buffer = io.BytesIO()
+    tiles(1)[0].save(buffer, "JPEG")
+    (pets / "train" / "dog" / "half.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    run(pets, "--html")
+    assert "1 files cannot be read" in capsys.readouterr().out
+    assert "half.jpg" in (tmp_path / "runs" / "pets" / "check" / "check.html").read_text()
