@@ -274,7 +274,11 @@ def test_uploads_are_files_only_and_not_too_many_or_too_large(page, client):
 def begin(page, head):
     host, port = page.url.removeprefix("http://").split(":")
     o = socket.create_connection((host, int(port)))
-    o.sendall(head)
+    try:
+        o.sendall(head)
+    except OSError:
+        o.close()
+        raise
     return o
 
 
