@@ -22,7 +22,7 @@ COLUMNS = "recipe", "labels", "draw", "split", "top1", "minutes", "device"
 HELD = 5000         # training images to choose on
 RECIPES = {
     "scratch": "--bs 32 --warmup 0.1 --epochs {epochs} --wd 0.001",
-    "finetune": "--init cifar100 --freeze 2 --lr 0.01 --bs 16 --epochs 20 --warmup 0.1",
+    "finetune": "--preset finetune",
 }
 
 
@@ -39,10 +39,11 @@ def draw(data, labels, number, split):
 
 def train(cfg, data):
     "Top-1 in percent on data.test of the last epoch of a training by `cfg`."
-    from sifar.data.loaders import make_dls
+    from sifar.data.loaders import make_dls, settled
     from sifar.training.callbacks import SeedEpochs, StopOnNaN
     from sifar.training.learner import get_learner
 
+    cfg = settled(cfg, data)
     dls = make_dls(cfg, data, data.stats())
     with tempfile.TemporaryDirectory() as path:
         learn = get_learner(dls, cfg, path=Path(path))
@@ -92,7 +93,10 @@ def measure(recipe, labels, number, split, args, data):
     import torch
     flags = RECIPES.get(recipe, recipe).format(epochs=max(30, 20_000 // (10 * labels)))
     if recipe == "frozen": flags = "--init cifar100"
-    cfg = parse_args(["--dataset", args.dataset, "--data", args.data, "--seed", str(number), *flags.split()])
+    # a preset of its own, as what is usual for a folder depends on all of its images
+    preset = [] if "--preset" in flags else ["--preset", "standard"]
+    given = ["--dataset", args.dataset, "--data", args.data, "--seed", str(number)]
+    cfg = parse_args([*given, *preset, *flags.split()])
     drawn = draw(data, labels, number, split)
     start = time.perf_counter()
     top1 = linear(cfg, drawn) if recipe == "frozen" else train(cfg, drawn)
@@ -123,7 +127,8 @@ def run(args):
     split = "test" if args.test else "held out"
     rows = [row for row in read_rows(args.csv) if row["split"] == split]
     done = {(row["recipe"], row["labels"], row["draw"]) for row in rows}
-    data = load_data(parse_args(["--dataset", args.dataset, "--data", args.data, "--valid-pct", "0"]))
+    flags = "--preset", "standard", "--valid-pct", "0"
+    data = load_data(parse_args(["--dataset", args.dataset, "--data", args.data, *flags]))
     start = time.monotonic()
     for labels in args.labels:
         for number in range(args.draws):

@@ -15,10 +15,23 @@ from traceback import clear_frames
 from types import NoneType
 from typing import get_type_hints
 
-from .config import DATASETS, TrainConfig, check_dataset, flag, known, nearest, options
+from .config import (
+    DATASETS,
+    INITS,
+    TrainConfig,
+    check_dataset,
+    flag,
+    has_pictures,
+    is_own,
+    known,
+    nearest,
+    options,
+)
 from .distributed import say
 from .errors import UserError, explain
 from .log import leave_closed_terminal
+
+FEW = 500           # training images a class below which a folder is fine-tuned
 
 
 def parse_args(args=None):
@@ -27,12 +40,38 @@ def parse_args(args=None):
 
     first, _ = settings_parser(TrainConfig(), add_help=False).parse_known_args(args)
     if "resume" in first: old = read_settings(first.resume)
-    else: old = TrainConfig(preset=getattr(first, "preset", "standard"))
+    else: old = first_settings(first)
 
     cfg = replace(old, **vars(settings_parser(old).parse_args(args)))
     check_dataset(cfg.dataset)
     if cfg.resume: check_resumable(old, cfg)
     return cfg
+
+
+def first_settings(given):
+    "The TrainConfig that the flags `given` change: that of a preset, with the --arch of --init."
+    cfg = TrainConfig(preset=getattr(given, "preset", None) or usual_preset(given))
+    if "arch" in given or given.__dict__.get("init") in (None, *INITS): return cfg
+    init = Path(given.init)
+    if (init / "config.json").is_file():
+        from .runs.run import read_settings
+        return replace(cfg, arch=read_settings(init).arch)
+    from .training.recipe import load_learner
+    return replace(cfg, arch=load_learner(init).arch) if init.suffix == ".pkl" else cfg
+
+
+def usual_preset(given):
+    "finetune for pictures of one's own with few images a class, else standard."
+    own = is_own(given.__dict__.get("dataset", "cifar100")) and has_pictures(given.dataset)
+    # the weights are those of one architecture
+    if not own or getattr(given, "arch", "resnet18") != "resnet18" and "init" not in given: return "standard"
+    from .data.folder import list_pictures
+    from .data.layout import trained_on
+    table = Path(given.labels) if "labels" in given else None
+    cache = Path(getattr(given, "data", TrainConfig().data)) / "cache"
+    _, listed = list_pictures(Path(given.dataset), cache, table)
+    n = sum(split in ("", "train") for split, *_ in listed)
+    return "finetune" if n < FEW * len(trained_on(listed)) else "standard"
 
 
 class Parser(argparse.ArgumentParser):

@@ -28,6 +28,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {**MUON, "epochs": 13, "sizes": "16x4,20x4,24x4,28x3,32x3", "smoothing": 0.2},
     "best": {
         **MUON, "epochs": 60, "sizes": "16x12,20x12,24x12,28x12,32x12", "cutmix": 1.0, "mix_prob": 0.5},
+    # for few images a class: from the weights of a model that has seen other pictures
+    "finetune": {"init": "cifar100", "freeze": 2, "lr": 0.01, "epochs": "auto", "warmup": 0.1},
     "smoke": {"dataset": "digits", "arch": "resnet8", "epochs": 30, "bs": 32, "warmup": 0.2},
 }
 
@@ -46,7 +48,7 @@ def with_presets(cls):
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train an image classifier with fastai; the whole run goes into one folder."""
-    preset: Literal["standard", "sprint", "fast", "best", "smoke"] = "standard"
+    preset: Literal["standard", "sprint", "fast", "best", "finetune", "smoke"] = "standard"
     "recipe that the other flags override"
     dataset: str = "cifar100"
     "cifar100, cifar10, digits, or path of an image folder, or of a zip or tar file of one"
@@ -66,6 +68,8 @@ class TrainConfig:
     "sides while training, stretched over the epochs: 16x2,24,32"
     aug: Literal["weak", "light", "standard", "trivial", "rand"] = "standard"
     "crop (weak: a little) and mirror; then Cutout; TrivialAugment or RandAugment"
+    mirror: Literal["auto", "on", "off"] = "auto"
+    "mirror images too; auto: on, but for digits"
     augment: Literal["item", "batch"] = "item"
     "augment each image, or a whole batch where it trains"
     mixup: float = 0.0
@@ -82,12 +86,16 @@ class TrainConfig:
     "epochs at first that train the head alone"
     smoothing: float = 0.1
     "share of the target that all classes get alike"
-    epochs: int = 100
-    "passes over the training images"
+    balance: Literal["none", "weights", "sampler"] = "none"
+    "let all classes count alike: by weights in the loss, or by drawing rare ones more often"
+    monitor: Literal["accuracy", "balanced", "loss"] = "accuracy"
+    "what on valid chooses the epoch; balanced: the mean accuracy of the classes"
+    epochs: int | Literal["auto"] = 100
+    "passes over the training images; auto: fewer for many images"
     sync_bn: bool = False
     "statistics of BatchNorm over all processes of torchrun, on GPUs"
-    bs: int = 128
-    "batch size, images, of all processes together; a little less where many of a small set would fill none"
+    bs: int | Literal["auto"] = "auto"
+    "batch size, images, of all processes together; auto: 128, or what makes 20 steps of a small set"
     opt: Literal["sgd", "muon", "adamw"] = "sgd"
     "SGD with Nesterov momentum, Muon or AdamW"
     lr: float | Literal["auto"] | None = None
@@ -158,9 +166,9 @@ class TrainConfig:
         rules = (
             ("valid_pct", 0 <= self.valid_pct <= 0.5, "between 0 and 0.5"),
             ("sz", 8 <= self.sz <= 512, "between 8 and 512 pixels"),
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("freeze", 0 <= self.freeze <= self.epochs, "between 0 and --epochs"),
-            ("bs", self.bs >= 2, "at least 2 images"),
+            ("epochs", self.epochs == "auto" or self.epochs >= 1, "at least 1, or auto"),
+            ("freeze", self.freeze >= 0, "0 or more"),
+            ("bs", self.bs == "auto" or self.bs >= 2, "at least 2 images, or auto"),
             ("mixup", 0 <= self.mixup < inf, "0 or more"),
             ("cutmix", 0 <= self.cutmix < inf, "0 or more"),
             ("mix_prob", 0 < self.mix_prob <= 1, "above 0 and at most 1"),
@@ -200,7 +208,7 @@ class TrainConfig:
         if self.augment == "batch" and self.aug not in ("weak", "light", "standard"):
             known = "--augment batch knows --aug weak, light and standard only"
             raise UserError(f"{known}: --aug {self.aug} takes --augment item.")
-        if self.bs % 2 and (self.mixup or self.cutmix):
+        if self.bs != "auto" and self.bs % 2 and (self.mixup or self.cutmix):
             raise UserError(f"--mixup and --cutmix mix pairs of images: --bs {self.bs} has to be even.")
 
 

@@ -66,7 +66,7 @@ def check_divides(cfg):
     "Raise a UserError where batches cannot be shared out equally."
     shares = world()
     if cfg.mixup or cfg.cutmix: shares *= 2                 # of each process's own images, pairs are mixed
-    if world() == 1 or cfg.bs % shares == 0: return
+    if world() == 1 or cfg.bs == "auto" or cfg.bs % shares == 0: return
     from .errors import UserError  # which asks here whether a process was lost
     raise UserError(f"--bs {cfg.bs} is for all {world()} processes together, and cannot be shared out: "
                     f"it has to be a multiple of {shares}.")

@@ -70,7 +70,8 @@ def name_batch_size(cfg):
     try: yield
     except Exception as e:
         if not out_of_memory(e): raise
-        smaller = f"--bs {max(cfg.bs // 4 * 2, 2)}"             # even, as Mixup and CutMix ask for
+        bs = 128 if cfg.bs == "auto" else cfg.bs
+        smaller = f"--bs {max(bs // 4 * 2, 2)}"                 # even, as Mixup and CutMix ask for
         what_to_do = f"try {smaller}"
         if cfg.resume: what_to_do = f"end other programs, or start a new run with {smaller}"
         raise UserError(f"Out of memory with --bs {cfg.bs}: {what_to_do}.") from e

@@ -66,7 +66,7 @@ def test_the_figures_are_those_of_fastai(run_folder):
     learn, metrics = load_run(run_folder), json.loads((run_folder / "metrics.json").read_text())
     with learn.no_bar():
         for i, name in ((1, "valid"), (2, "test")):
-            assert [metrics[name][o] for o in ("loss", "top1", "top5")] == pytest.approx(
+            assert [metrics[name][o] for o in ("loss", "top1", "top5", "balanced")] == pytest.approx(
                 list(learn.validate(i)), abs=1e-4
             )
     o = report.Predictions(learn, "test")

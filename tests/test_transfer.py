@@ -1,12 +1,20 @@
+import json
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
+from conftest import write_images
+from PIL import Image
 from test_train import TWO_EPOCHS, assert_same_run, history, run, start
 
 import export
 from sifar import TrainConfig, UserError, get_dls, get_learner
+from sifar.cli import parse_args
+from sifar.data.datasets import ImageData
+from sifar.data.loaders import settled
+from sifar.training.metrics import balanced_accuracy, macro_f1
 from sifar.training.models import get_model, stages
 
 
@@ -108,3 +116,108 @@ def test_a_fine_tuned_run_that_is_killed_goes_on_without_the_weights_that_it_sta
     run("--resume", cut)
     assert_same_run(tmp_path / "digits" / "whole", cut)
     export.main([str(cut)])
+
+
+def test_a_folder_of_few_pictures_is_fine_tuned_and_its_batches_and_epochs_follow_from_it(
+    image_folder, tmp_path, capsys
+):
+    here = "--dataset", image_folder, "--data", tmp_path, "--runs", tmp_path / "runs"
+    run(*here, "--epochs", 1, "--name", "a")
+    said = capsys.readouterr().out
+    settings = json.loads((tmp_path / "runs" / "pets" / "a" / "config.json").read_text())["settings"]
+    assert [settings[k] for k in ("preset", "init", "freeze", "bs")] == ["finetune", "cifar100", 2, 8]
+    assert "--preset standard starts from nothing" in said and "Starts from cifar100" in said
+    assert "--mirror off" in said and "top-5" not in said.split("time\n")[1], "there are two classes"
+    assert "± " in said
+    for flags, preset in ("", "finetune"), ("--arch resnet8", "standard"), ("--preset fast", "fast"):
+        flags = flags.split()
+        assert parse_args([str(o) for o in (*here, *flags)]).preset == preset
+
+
+def test_architecture_follows_from_the_weights_unless_it_is_given(exported):
+    for init in exported[0], exported[0] / "learner.pkl":
+        assert parse_args(["--dataset", "digits", "--init", str(init)]).arch == "resnet8"
+    assert parse_args(["--init", str(exported[0]), "--arch", "resnet10"]).arch == "resnet10"
+
+
+@pytest.mark.parametrize("n, bs", [(20, 8), (245, 8), (700, 32), (2562, 128), (50_000, 128)])
+def test_an_epoch_has_twenty_steps_where_there_are_images_enough(n, bs):
+    rows = np.arange(n)
+    data = ImageData(np.zeros((n, 8, 8, 3), np.uint8), rows % 2, ["a", "b"], rows, rows[:0], rows[:0])
+    cfg = settled(TrainConfig(epochs="auto"), data)
+    assert cfg.bs == bs and 12 <= cfg.epochs <= 30
+    assert settled(TrainConfig(bs=64, epochs=3), data).bs == 64
+
+
+@pytest.mark.parametrize("augment, aug", [("item", "light"), ("batch", "light"), ("batch", "weak")])
+@pytest.mark.parametrize("mirror", ["on", "off"])
+def test_images_are_mirrored_or_not(mirror, augment, aug, tmp_path):
+    half = np.zeros((32, 32, 3), np.uint8)
+    half[:, :16] = 255
+    for name in "ab":
+        (tmp_path / "x" / name).mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(half).save(tmp_path / "x" / name / f"{i}.png")
+    cfg = TrainConfig(
+        dataset=str(tmp_path / "x"), data=str(tmp_path), mirror=mirror, augment=augment, aug=aug, bs=16
+    )
+    x, _ = get_dls(cfg).train.one_batch()
+    left = x[:, 0, 8:24, 8:16].mean((1, 2)) > x[:, 0, 8:24, 16:24].mean((1, 2))
+    assert left.all() if mirror == "off" else 0 < left.sum() < 16
+
+
+def uneven(tmp_path, **kwargs):
+    for name, n, color in ("many", 60, (220, 60, 30)), ("few", 6, (30, 60, 220)):
+        write_images(tmp_path / "uneven" / "train" / name, n, color)
+    write_images(tmp_path / "uneven" / "test" / "many", 8, (220, 60, 30))
+    write_images(tmp_path / "uneven" / "test" / "few", 2, (225, 62, 31))  # never recognised
+    return TrainConfig(dataset=str(tmp_path / "uneven"), data=str(tmp_path), arch="resnet8", bs=10, **kwargs)
+
+
+def test_a_sampler_draws_all_classes_alike_and_weights_count_them_alike(tmp_path):
+    few, many = (
+        torch.cat([y for _, y in get_dls(uneven(tmp_path, balance=balance)).train]).tolist().count(0)
+        for balance in ("none", "sampler")
+    )
+    assert few <= 6 and 15 <= many <= 45
+    cfg = uneven(tmp_path, balance="weights", smoothing=0.0)
+    learn = get_learner(get_dls(cfg), cfg)
+    pred, targ = torch.tensor([[3.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 1])
+    right, wrong = torch.nn.functional.cross_entropy(pred, targ, reduction="none")
+    loss = learn.loss_func(pred.to(learn.dls.device), targ.to(learn.dls.device))
+    n = np.bincount(learn.dls.data.labels[learn.dls.data.train])
+    assert loss.item() == pytest.approx((wrong.item() / n[1] + right.item() / n[0]) / (1 / n[0] + 1 / n[1]))
+
+
+@pytest.mark.parametrize("monitor, column, sign", [("loss", "valid_loss", -1), ("balanced", "balanced", 1)])
+def test_the_epoch_is_chosen_by_what_is_monitored_and_a_class_that_scores_0_is_named(
+    tmp_path, capsys, monitor, column, sign
+):
+    cfg = uneven(tmp_path)
+    here = "--dataset", cfg.dataset, "--data", tmp_path, "--runs", tmp_path / "runs", "--arch", "resnet8"
+    run(*here, "--epochs", 3, "--monitor", monitor, "--mixup", 0.2, "--balance", "weights", "--name", "a")
+    path = tmp_path / "runs" / "uneven" / "a"
+    metrics = json.loads((path / "metrics.json").read_text())
+    values = [sign * float(row[column]) for row in history(path)]
+    assert metrics["best_epoch"] == 1 + values.index(max(values))
+    assert metrics["images_of_class"]["test"] == [2, 8]
+    said = capsys.readouterr().out
+    if metrics["test"]["top1"] == 0.8:
+        assert "Not one test image is recognised of: few (2 images)" in said
+
+
+def test_figures_that_count_classes_alike_are_those_of_scikit_learn():
+    from sklearn.metrics import balanced_accuracy_score, f1_score
+
+    rng = np.random.default_rng(0)
+    targs, preds = rng.choice(4, 200, p=[0.7, 0.2, 0.07, 0.03]), rng.choice(4, 200)
+    assert balanced_accuracy(preds, targs) == pytest.approx(balanced_accuracy_score(targs, preds))
+    assert macro_f1(preds, targs) == pytest.approx(f1_score(targs, preds, average="macro"))
+
+
+def test_a_card_says_what_a_model_started_from(exported, tmp_path):
+    from sifar.share.space import model_card
+
+    about = json.loads((exported[0] / "model.json").read_text())
+    assert about["init"] is None and b"started from" not in model_card(about)
+    assert b"It started from the weights of cifar100" in model_card({**about, "init": "cifar100"})

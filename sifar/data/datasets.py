@@ -37,6 +37,15 @@ class ImageData:
     @functools.cached_property
     def checksum(self): return zlib.crc32(np.ascontiguousarray(self.images).data)
 
+    def counts(self, split):
+        "The number of images of each class in train, valid or test."
+        return np.bincount(self.labels[getattr(self, split)], minlength=len(self.vocab))
+
+    def class_weights(self):
+        "A weight for each class, so that all count alike in training; an image has 1 on average. float32."
+        n = self.counts("train")
+        return (n.sum() / (len(self.vocab) * np.maximum(n, 1))).astype(np.float32)
+
     def stats(self):
         "Mean and standard deviation a channel of the training images, for pixels in 0 to 1: two lists of 3."
         # counts (3,256) of each value, a sixteenth of the images at a time: exact, and in little memory
@@ -81,8 +90,7 @@ def numbered(split):
 def say_classes(data, most=10):
     "Log the classes of a folder, how many pictures they have, and which have none to choose or to test on."
     names = data.vocab if len(data.vocab) <= most else [*data.vocab[:5], "...", *data.vocab[-3:]]
-    labels = {split: data.labels[getattr(data, split)] for split in SPLITS}
-    counts = {split: np.bincount(y, minlength=len(data.vocab)) for split, y in labels.items()}
+    counts = {split: data.counts(split) for split in SPLITS}
     few, many = (data.vocab[c] for c in (counts["train"].argmin(), counts["train"].argmax()))
     log.info("%d classes: %s", len(data.vocab), ", ".join(names))
     log.info("%s; training images of a class: %d (%s) to %d (%s)",

@@ -36,8 +36,7 @@ def read_folder(path, sz, cache, table=None, fit="halfway"):
     It has train/<class>/* and valid/ or test/ like it, or class folders alone; or the CSV file `table` says
     what each picture is. Errors: UserError for one class, an empty class, a class that training lacks, more
     than 10 % unreadable files."""
-    if path.is_file(): path = unpack(path, cache)
-    listed = list_labels(path, table) if table else list_folder(path)
+    path, listed = list_pictures(path, cache, table)
     images, bad = read_images(path, [file for *_, file in listed], sz, cache, fit)
     say_skipped(listed, bad)
     if len(bad) > 0.1 * len(listed):
@@ -79,6 +78,12 @@ def say_larger(files):
 
 def shorter_side(file):
     with explained(file, MAX_PIXELS), open_image(file) as img: return min(img.size)
+
+
+def list_pictures(path, cache, table=None):
+    "The folder `path`, or that of an archive, and its pictures: a list of (split or '', class, file)."
+    if path.is_file(): path = unpack(path, cache)
+    return path, list_labels(path, table) if table else list_folder(path)
 
 
 def say_skipped(listed, bad, most=20):

@@ -91,7 +91,9 @@ def check_state(state):
     if not isinstance(ema, dict) or "model" not in ema: return "its ema has no model"
     if state["epoch"] != len(state["history"]): return "epochs and history differ"
     for row in state["history"]:
-        if not isinstance(row, dict) or set(row) != set(RunLog.columns): return "other columns in its history"
+        # older runs have no balanced accuracy
+        if not isinstance(row, dict) or set(row) | {"balanced"} != set(RunLog.columns):
+            return "other columns in its history"
         try: check_row(row)
         except (ValueError, TypeError) as e: return f"its history: {e}"
     # older runs have none

@@ -16,10 +16,12 @@ from PIL import Image
 from ..cli import Parser, one_line_errors, without_folders
 from ..config import is_own
 from ..data.datasets import unknown_images
+from ..data.splits import SPLITS
 from ..distributed import gather, is_first
 from ..files import write_file
 from ..log import log, log_to_screen, quiet_imports
 from ..plots import bars, curves, matrix, sheet, short
+from ..training.metrics import FEW, balanced_accuracy, macro_f1
 from .calibration import (
     KEPT,
     calibration_error,
@@ -53,12 +55,15 @@ class Predictions:
 
     def metrics(self):
         "Loss (label-smoothed), top-1 and top-5 accuracy and expected calibration error as fractions."
-        k = min(5, self.probs.shape[1])
+        k, top1, n = min(5, self.probs.shape[1]), (self.preds == self.targs).mean(), len(self.targs)
         best = np.argpartition(-self.probs, k - 1, axis=1)[:, :k]           # (n,k), in no order
         return {
             "loss": float(self.losses.mean()),
-            "top1": float((self.preds == self.targs).mean()),
+            "top1": float(top1),
+            "top1_error": float(np.sqrt(top1 * (1 - top1) / n)),        # the standard error
             "top5": float((best == self.targs[:, None]).any(1).mean()),
+            "balanced": balanced_accuracy(self.preds, self.targs),
+            "macro_f1": macro_f1(self.preds, self.targs),
             "ece": calibration_error(self.probs, self.targs),
         }
 
@@ -78,7 +83,8 @@ def write_report(learn, cfg, history, notes=(), chosen=True):
     if not is_first(): return None
     metrics = get_metrics(learn, cfg, history, found, chosen)
     metrics |= confidence_metrics(learn, cfg, found)
-    for split in ("valid", "test"): log_figures(split, metrics[split])
+    for split in ("valid", "test"): log_figures(split, metrics[split], metrics["classes"])
+    say_unknown(learn.dls.vocab, found)
     log.info("%d epochs in %s, %.0f images/s; all of it is in %s",
              metrics["epochs"], duration(metrics["seconds"]), metrics["images_per_second"], learn.path)
     run = Run(learn.path)
@@ -88,10 +94,26 @@ def write_report(learn, cfg, history, notes=(), chosen=True):
     return metrics
 
 
-def log_figures(split, figures):
+def log_figures(split, figures, classes):
     if not figures: return log.info("%-5s  no images, so no figures", split)
-    log.info("%-5s  top-1 %.2f %%  top-5 %.2f %%  loss %.4f",
-             split, 100 * figures["top1"], 100 * figures["top5"], figures["loss"])
+    top5 = f"  top-5 {100 * figures['top5']:.2f} %" if classes > FEW else ""
+    log.info("%-5s  top-1 %.2f %%%s  loss %.4f  balanced %.2f %%  (top-1 ± %.2f)",
+             split, 100 * figures["top1"], top5, figures["loss"],
+             100 * figures["balanced"], 100 * figures["top1_error"])
+
+
+def say_unknown(vocab, found, most=10):
+    "Log the classes of which not one image is recognised, on test or else on valid."
+    if not found: return
+    split = "test" if "test" in found else "valid"
+    pred = found[split]
+    labels = pred.targs, pred.targs[pred.preds == pred.targs]
+    n, right = (np.bincount(o, minlength=len(vocab)) for o in labels)
+    zero = [f"{vocab[c]} ({n[c]} images)" for c in np.flatnonzero((n > 0) & (right == 0))]
+    if not zero: return
+    more = ", ..." if len(zero) > most else ""
+    log.warning("Not one %s image is recognised of: %s%s", split, ", ".join(zero[:most]), more)
+    log.warning("More images of a class help, or --balance sampler with --monitor balanced")
 
 
 def get_metrics(learn, cfg, history, found, chosen):
@@ -99,7 +121,8 @@ def get_metrics(learn, cfg, history, found, chosen):
     from fastai.callback.hook import total_params
     data = learn.dls.data
     valid = [row for row in history if chosen and row["top1"] is not None]
-    best = max(valid, key=lambda row: row["top1"], default={"epoch": None})     # of equal ones the first
+    # of equal ones the first
+    best = max(valid, key=lambda row: chosen_by(row, cfg.monitor), default={"epoch": None})
     speeds = [row["images_per_second"] for row in history]
     figures = {split: pred.metrics() for split, pred in found.items()}
     return {
@@ -115,8 +138,16 @@ def get_metrics(learn, cfg, history, found, chosen):
         "seconds": round(sum(row["seconds"] for row in history), 1),
         # epochs are of equally many images: the harmonic mean is all images in all the time
         "images_per_second": round(harmonic_mean(speeds), 1) if speeds else 0.0,
-        "images": {"train": len(data.train), "valid": len(data.valid), "test": len(data.test)},
+        "images": {split: len(getattr(data, split)) for split in SPLITS},
+        "images_of_class": {split: data.counts(split).tolist() for split in SPLITS},
     }
+
+
+def chosen_by(row, monitor):
+    "What of a row of the history is the larger, the better, for --monitor."
+    if monitor == "loss": return -row["valid_loss"]
+    # runs that are older have no balanced accuracy
+    return row.get("balanced") if monitor == "balanced" else row["top1"]
 
 
 def confidence_metrics(learn, cfg, found):
@@ -158,7 +189,7 @@ def write_page(run, history, notes=(), metrics=None, data=None, found=None):
         title=f"{cfg.arch} on {Path(cfg.dataset).name}",
         notes=[without_parents(note, *paths) for note in notes],
         metrics=summary(metrics) if metrics else None,
-        curves=training(history) if history else [],
+        curves=training(history, len(run.about.get("data", {}).get("vocab", range(100)))) if history else [],
         no_images=data and not found,
         **sections(data, found),
         **settings(run.about))
@@ -182,8 +213,11 @@ def summary(metrics):
     for split in ("test", "valid"):
         if not (figures := metrics[split]): continue
         ece = 100 * figures["ece"] if "ece" in figures else "-"
-        accuracy = 100 * figures["top1"], 100 * figures["top5"]
-        rows.append((split, *accuracy, figures["loss"], ece, metrics["images"][split]))
+        # older runs lack the last three
+        others = [100 * figures[k] if k in figures else "-" for k in ("top1_error", "balanced", "macro_f1")]
+        top5 = 100 * figures["top5"] if metrics["classes"] > FEW else "-"
+        rows.append((split, 100 * figures["top1"], *others, top5, figures["loss"], ece,
+                     metrics["images"][split]))
     if metrics["best_epoch"]: chosen = f"Epoch {metrics['best_epoch']} was chosen on valid"
     else: chosen = "These are the weights of the last epoch"
     epochs = "1 epoch" if metrics["epochs"] == 1 else f"{metrics['epochs']} epochs"
@@ -198,10 +232,11 @@ def unknown_text(unknown):
             f"for known where {100 * KEPT:.0f} % of the known ones do; AUROC {unknown['auroc']:.3f}.")
 
 
-def training(history):
+def training(history, classes):
     "The PNGs of the curves of a training."
     loss = {"train": column(history, "train_loss"), "valid": column(history, "valid_loss")}
-    accuracy = {"top-1": column(history, "top1", 100), "top-5": column(history, "top5", 100)}
+    accuracy = {"top-1": column(history, "top1", 100)}
+    if classes > FEW: accuracy["top-5"] = column(history, "top5", 100)
     pngs = [curves(loss, "Loss, label-smoothed", "epoch", "loss")]
     if history[0]["top1"] is not None:
         pngs.append(curves(accuracy, "Accuracy on valid", "epoch", "%"))
@@ -345,7 +380,7 @@ def settings(about):
     "The commands, settings and versions of a run; its paths by their last name alone."
     own = {k: v for k, v in about["settings"].items() if v is not None}
     for k in ("resume", "dry_run"): own.pop(k, None)
-    for k in ("data", "runs", "dataset", "labels", "fixes"):
+    for k in ("data", "runs", "dataset", "labels", "fixes", "init"):
         if k in own: own[k] = Path(own[k]).name
     versions = {**about.get("versions", {}),
                 "device": about.get("device"), "git commit": about.get("git_commit")}

@@ -275,7 +275,7 @@ def check_resumable(old, new):
     # a folder may have been moved, with its table: what is in it is compared later
     moved = ("dataset", "labels") if is_own(old.dataset) and is_own(new.dataset) else ()
     changed = [k for k in now if k not in (*FREE_ON_RESUME, *moved) and now[k] != before[k]]
-    if changed == ["epochs"] and new.epochs > old.epochs: return
+    if changed == ["epochs"] and new.epochs != "auto" and new.epochs > old.epochs: return
     if changed:
         listed = ", ".join(f"{flag(k)} {now[k]} (was {before[k]})" for k in changed)
         raise UserError(f"Cannot resume {new.resume} with other settings: {listed}. "
@@ -413,10 +413,23 @@ def describe_run(run, cfg, learn, args):
              cfg.dataset, *images, len(data.vocab))
     log.info("%s: %s parameters; %s, %s; batches of %d",
              cfg.arch, f"{parameters:,}", learn.dls.device, about["precision"], learn.dls.train.bs)
+    if cfg.preset == "finetune":
+        log.info("--preset finetune, as for all folders of few images a class; "
+                 "--preset standard starts from nothing")
+    say_steps(cfg, learn.dls)
     last = parse_sizes(cfg.sizes)[-1] if cfg.sizes else cfg.sz
     if last < cfg.sz:
         log.info("Careful: the last epochs train on %d pixels, but validation and use see %d: "
                  "better let --sizes end with %d", last, cfg.sz, cfg.sz)
+
+
+def say_steps(cfg, dls):
+    "Log what the batch size makes of few images, and whether those of a folder are mirrored."
+    steps, left = len(dls.train), dls.train.n - len(dls.train) * dls.train.bs
+    if steps < 10: log.info("Careful: an epoch has but %d steps: a smaller --bs learns more in each", steps)
+    if left: log.info("%d images, others in each epoch, fill no batch and are left out of it", left)
+    if is_own(cfg.dataset) and cfg.mirror == "auto":
+        log.info("Images are mirrored too; --mirror off where left and right make a difference, as in signs")
 
 
 def get_about(cfg, learn, commands):

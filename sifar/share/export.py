@@ -89,6 +89,7 @@ def describe(learn, cfg, about):
     return {
         **get_recipe(learn),
         "dataset": PureWindowsPath(cfg.dataset).name,           # it splits at both \ and /
+        "init": cfg.init and PureWindowsPath(cfg.init).name,    # the weights that it started from
         **about,
         "commands": [without_folders(line) for line in about["commands"]],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -28,6 +28,7 @@ from ..cli import ending_signals
 from ..errors import UserError, one_line
 from ..files import identity, open_plain, write_file
 from ..log import leave_closed_terminal, log
+from .metrics import FEW
 from .precision import needs_scaling, runs_by_itself, small_convs
 
 WHAT_TO_DO = "start a new run with a smaller --lr. The last checkpoint is good."
@@ -245,7 +246,8 @@ class Mix(Callback):
 
     def after_loss(self):
         "Put the loss of the mixed classes in the place of the learner's, which stays as it is."
-        self.learn.loss_grad = F.cross_entropy(self.pred, self.targ)
+        weight = getattr(self.loss_func, "weight", None)        # of the classes
+        self.learn.loss_grad = F.cross_entropy(self.pred, self.targ, weight)
         self.learn.loss = self.loss_grad.clone()
 
 
@@ -334,7 +336,8 @@ class RunLog(Callback):
     history: a dictionary an epoch, with the keys of `columns`; a value is None where there is no
     validation set. After the fit it is `learn.history`."""
     order = 55                  # after fastai's Recorder (50), before what saves (60)
-    columns = "epoch", "train_loss", "valid_loss", "top1", "top5", "lr", "seconds", "images_per_second"
+    columns = (
+        "epoch", "train_loss", "valid_loss", "top1", "top5", "lr", "seconds", "images_per_second", "balanced")
     header = "epoch  train loss  valid loss   top-1 %   top-5 %        lr  images/s     time"
 
     def __init__(self, bar):
@@ -383,21 +386,22 @@ class RunLog(Callback):
     def after_epoch(self):
         loss = torch.stack(self.losses).mean().item()
         # the Recorder's training loss is smoothed over epochs
-        _, valid_loss, top1, top5 = self.recorder.values[-1]
+        _, valid_loss, top1, top5, balanced = self.recorder.values[-1]
         # the checkpoints of an epoch count for the next
         start, self.start = self.start, time.perf_counter()
         lr, seconds = self.opt.hypers[-1]["lr"], self.start - start
-        values = self.epoch + 1, loss, valid_loss, top1, top5, lr, seconds, self.images_per_second
+        values = self.epoch + 1, loss, valid_loss, top1, top5, lr, seconds, self.images_per_second, balanced
         row = dict(zip(self.columns, values))
         self.history.append(row)
-        log.info(line(row))
+        # of few classes nearly all are among the five likeliest
+        log.info(line(row if self.dls.c > FEW else {**row, "top5": None}))
         self.write()
 
     def write(self):
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(self.columns)
-        for row in self.history: table.writerow([exact(row[k]) for k in self.columns])
+        for row in self.history: table.writerow([exact(row.get(k)) for k in self.columns])
         check_folder(self.learn)
         write_file(self.path / "history.csv", text.getvalue())
 
@@ -447,7 +451,9 @@ class SaveBest(SaveModelCallback):
 
     sha256 = None               # of the file
 
-    def __init__(self): super().__init__(monitor="accuracy", fname="best", reset_on_fit=False)
+    def __init__(self, monitor="accuracy"):
+        monitor = "valid_loss" if monitor == "loss" else monitor
+        super().__init__(monitor=monitor, fname="best", reset_on_fit=False)
 
     def after_epoch(self):
         TrackerCallback.after_epoch(self)   # SaveModelCallback's own would write the file in place

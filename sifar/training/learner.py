@@ -44,7 +44,7 @@ def check_machine(cfg):
 
 
 def get_learner(dls, cfg, path=".", start=True):
-    """A Learner on `dls` as `cfg` says: model, smoothed loss, optimizer, top-1 and top-5 accuracy.
+    """A Learner on `dls` as `cfg` says: model, smoothed loss, optimizer, top-1, top-5 and balanced accuracy.
 
     Its callbacks are those that change the training. start: with the weights of cfg.init, where there
     is one. Errors: UserError where device, model or weights cannot be had."""
@@ -57,7 +57,8 @@ def get_learner(dls, cfg, path=".", start=True):
     dls.to(device)
     dtype = pick_precision(cfg.precision, device)
     return RecipeLearner(
-        dls, model, cfg.arch, cfg.smoothing, path=path, **get_opt(cfg, dtype, model),
+        dls, model, cfg.arch, cfg.smoothing, weights_of_classes(dls, cfg, device), path=path,
+        **get_opt(cfg, dtype, model),
         cbs=training_callbacks(cfg, device, dtype))
 
 
@@ -67,6 +68,12 @@ def make_model(dls, cfg):
     model = get_model(cfg.arch, dls.c, (cfg.sz, *image_sizes(cfg)), zero_init)
     if hasattr(model, "whitening"): model.whitening.fit(sample_images(dls))
     return model
+
+
+def weights_of_classes(dls, cfg, device):
+    "Those of --balance weights for the loss, or None."
+    if cfg.balance != "weights": return None
+    return torch.from_numpy(dls.data.class_weights()).to(device)
 
 
 def image_sizes(cfg): return parse_sizes(cfg.sizes) if cfg.sizes else []
@@ -104,7 +111,7 @@ def run_callbacks(learn, cfg, bar):
     if not is_first(): return cbs       # what is kept, one process keeps
     cbs.append(SameFolder())
     # else nothing is chosen: the last weights count
-    if len(learn.dls.valid): cbs.append(SaveBest())
+    if len(learn.dls.valid): cbs.append(SaveBest(cfg.monitor))
     return [*cbs, SaveLast(lasting_settings(cfg, learn)), *trackers(learn, cfg)]
 
 

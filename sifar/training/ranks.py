@@ -34,6 +34,7 @@ class Ranks(Callback):
         # fastai runs get_preds as a validation: who asks for predictions puts them together
         if hasattr(self.learn, "gather_preds"): return
         for metric in (self.recorder.loss, *self.metrics):
+            if not hasattr(metric, "total"): continue           # such as balanced, which asks all by itself
             sums = torch.tensor([float(metric.total), float(metric.count)], dtype=torch.float64)
             sums = total(sums.to(self.dls.device) if self.dls.device.type == "cuda" else sums)
             metric.total, metric.count = (v.item() for v in sums)

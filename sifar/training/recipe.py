@@ -21,7 +21,7 @@ import torch
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastai.losses import LabelSmoothingCrossEntropy
-from fastai.metrics import accuracy, top_k_accuracy
+from fastai.metrics import AccumMetric, accuracy, top_k_accuracy
 from fastai.torch_core import rank_distrib
 from fastcore.all import first, noop
 from safetensors import SafetensorError
@@ -32,6 +32,7 @@ from ..data.image import FITS
 from ..data.loaders import ReadImage, empty_dls
 from ..errors import UserError, need
 from ..files import parse_json, read_about, write_file
+from .metrics import balanced_over_all
 from .models import get_model
 
 FORMAT = 2  # of the recipe; 1 where it says no fit, as older versions know none
@@ -55,11 +56,12 @@ DAMAGED = (
 class RecipeLearner(Learner):
     """fastai's Learner of the model `arch`, which is exported as a recipe to make it again, and weights.
 
-    Its loss is smoothed, and its metrics are top-1 and top-5 accuracy."""
+    Its loss is smoothed, and its metrics are top-1, top-5 and balanced accuracy."""
 
-    def __init__(self, dls, model, arch, smoothing=0.1, **kwargs):
-        loss_func = LabelSmoothingCrossEntropy(eps=smoothing)
-        metrics = [accuracy, partial(top_k_accuracy, k=min(5, dls.c))]
+    def __init__(self, dls, model, arch, smoothing=0.1, weight=None, **kwargs):
+        loss_func = LabelSmoothingCrossEntropy(eps=smoothing, weight=weight)
+        balanced = AccumMetric(balanced_over_all, name="balanced", dim_argmax=-1, to_np=True)
+        metrics = [accuracy, partial(top_k_accuracy, k=min(5, dls.c)), balanced]
         super().__init__(dls, model, loss_func=loss_func, metrics=metrics, **kwargs)
         self.arch = arch
 

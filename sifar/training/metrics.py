@@ -1,0 +1,26 @@
+"""Accuracies that count every class alike, however many images it has."""
+import numpy as np
+
+from ..distributed import gather
+
+FEW = 5             # classes, of which no top-5 accuracy is told
+
+
+def balanced_accuracy(preds, targs):
+    "The mean of the accuracies of the classes that preds and targs (n,), whole numbers, are about."
+    n = np.bincount(targs)
+    right = np.bincount(targs[preds == targs], minlength=len(n))
+    return float((right[n > 0] / n[n > 0]).mean())
+
+
+def balanced_over_all(preds, targs):
+    "balanced_accuracy of the images of all processes, each of which has a part."
+    return balanced_accuracy(*(np.concatenate(gather(o)) for o in (preds, targs)))
+
+
+def macro_f1(preds, targs):
+    "The mean over classes of F1, which also falls with images of others that are taken for the class."
+    size = max(preds.max(), targs.max()) + 1
+    right, taken, there = (np.bincount(o, minlength=size) for o in (targs[preds == targs], preds, targs))
+    both = taken + there
+    return float((2 * right[both > 0] / both[both > 0]).mean())
