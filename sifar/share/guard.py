@@ -44,6 +44,7 @@ ROUTES = {
     "HEAD": ("/",),
     "POST": (UPLOAD, JOIN, CALL, RUN),
 }
+WHOLE_PAGE = "/", "/config", "/gradio_api/info"
 PATTERNS = {method: {path: compile_path(path)[0] for path in paths} for method, paths in ROUTES.items()}
 
 MAX_FILES = 100                 # of an upload
@@ -144,7 +145,7 @@ class Guard:
 
     def __init__(self, app, page):
         self.app, self.page = app, page
-        self.doors: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.doors: WeakValueDictionary[tuple, asyncio.Lock] = WeakValueDictionary()
         # bytes in 15 minutes, which is the longest that an upload is kept; work of single pictures, of many
         self.bytes, self.all_bytes = Budget(2**30, 900), Budget(2**32, 900)
         self.work_on_one, self.all_work_on_one = Budget(24e6, 20), Budget(48e6, 20)
@@ -178,6 +179,8 @@ class Guard:
         # Gradio answers odd ranges with a traceback, and the page asks for none
         scope["headers"] = [(k, v) for k, v in scope["headers"] if k != b"range"]
         if path == UPLOAD: return self.upload(scope, receive)
+        # large answers: those of a client one after the other, so that others come between
+        if path in WHOLE_PAGE: await self.door(client_of(scope), "page", turn)
         if path in (JOIN, CALL, RUN): return await self.question(path, values, scope, receive, turn)
         if path == FILE: uploaded(values["path"])
         queue = self.page._queue
@@ -243,8 +246,12 @@ class Guard:
             raise HTTPException(429, "These pictures are too much work at once: "
                                      "send fewer or smaller ones, or wait a minute.")
         # the questions of a client go into the queue one after the other
-        await turn.enter_async_context(self.doors.setdefault(client, asyncio.Lock()))
+        await self.door(client, "queue", turn)
         while self.waiting(client) >= WAITING: await asyncio.sleep(0.02)
+
+    async def door(self, client, name, turn):
+        "Wait until no other request of the client is in this door, which is held as long as `turn`."
+        await turn.enter_async_context(self.doors.setdefault((client, name), asyncio.Lock()))
 
     def waiting(self, client):
         "How many questions of the client are in Gradio's queue, those that are being answered included."
