@@ -6,9 +6,10 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_from_top_to_bottom(tmp_path):
+@pytest.mark.parametrize("name", ["explore", "own_pictures"])
+def test_the_notebook_runs_from_top_to_bottom(name):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    path = ROOT / "notebooks" / "explore.ipynb"
+    path = ROOT / "notebooks" / f"{name}.ipynb"
     assert path.stat().st_size < 300_000, "its outputs are small"
     notebook = nbformat.read(path, as_version=4)
     assert sum(o.cell_type == "code" for o in notebook.cells) >= 8
