@@ -2,6 +2,7 @@
 import argparse
 import ast
 import inspect
+import os
 import re
 import shlex
 import signal
@@ -180,16 +181,18 @@ def one_line_errors():
     try:
         yield
         if caught: stop(caught[-1], None)
+        with suppress(BrokenPipeError): sys.stdout.flush()
     except KeyboardInterrupt:
-        say("interrupted")
+        with suppress(OSError): say("interrupted")
         sys.exit(130)
     except Exception as e:
         text = explain(e)
         if text is None: raise
-        say(text)
+        with suppress(OSError): say(text)
         clear_frames(e.__traceback__)                   # while unraisable listens
         sys.exit(2)
     finally:
+        for stream in (sys.stdout, sys.stderr): let_go(stream)
         sys.unraisablehook = hook
         for signum, handler in before.items(): signal.signal(signum, handler)
 
@@ -199,6 +202,12 @@ def ending_signals():
     hangup = getattr(signal, "SIGHUP", None)            # Windows has none
     if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN: return [signal.SIGINT, signal.SIGTERM]
     return [signal.SIGINT, signal.SIGTERM, hangup]
+
+
+def let_go(stream):
+    "Where `stream` takes nothing any more, drop what it holds: else Python ends with 120 and without a word."
+    try: stream.flush()
+    except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def without_folders(command):

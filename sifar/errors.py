@@ -1,5 +1,6 @@
 """Errors for people: one line that says what is wrong, where, and what to do."""
 import errno
+import re
 from contextlib import contextmanager
 
 from .distributed import lost
@@ -10,12 +11,21 @@ OUT_OF_MEMORY = (
     "paging file is too small")
 
 
+# what steers a terminal or turns writing round, and what of a file's name is no text
+ODD = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text):
+    "`text` on one line, with escapes in place of what a terminal would obey or could not show."
+    return ODD.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 class UserError(Exception):
     "Something that the user can mend; `text` is the one line to show."
 
     def __init__(self, text):
         # kept besides `args`, which fastai rewrites of whatever passes through a callback
-        self.text = " ".join(text.splitlines())
+        self.text = visible(" ".join(text.splitlines()))
         super().__init__(self.text)
 
 
@@ -42,7 +52,7 @@ def explain(e):
 
 def explain_os_error(e):
     "The one line for an OSError."
-    where = f" ({e.filename})" if e.filename else ""
+    where = visible(f" ({e.filename})") if e.filename else ""
     if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         what_to_do = "make room and run it again, a training with --resume"
         return f"{e.strerror}{where}: {what_to_do}; the files written before are whole."

@@ -14,12 +14,23 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .distributed import is_first
+from .errors import visible
 from .files import ROOT
 
 # rich believes FORCE_COLOR even where the terminal is a file
 console = Console(highlight=False, emoji=False, force_terminal=None if sys.stdout.isatty() else False)
 log = logging.getLogger("sifar")
-TIMED = logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S")
+
+
+class Visible(logging.Formatter):
+    "Lines without what a terminal would obey: names of files and classes may hold anything."
+
+    def formatMessage(self, record):
+        record.message = visible(record.message)
+        return super().formatMessage(record)
+
+
+TIMED = Visible("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S")
 
 
 class Screen(logging.Handler):
@@ -37,7 +48,7 @@ def log_to_screen():
     # of several processes the first says what all have to say
     log.setLevel(logging.INFO if is_first() else logging.WARNING)
     handler = Screen() if console.is_terminal else logging.StreamHandler(sys.stdout)
-    if not console.is_terminal: handler.setFormatter(TIMED)
+    handler.setFormatter(Visible() if console.is_terminal else TIMED)
     # nobody reads it any more, as in `train.py | head`: the log file has it still
     handler.handleError = lambda record: None
     log.handlers[:] = [handler]

@@ -60,6 +60,8 @@ def changed(**kwargs):
         (b"<html>not found</html>", "cannot be read"),
         (py2_dumps(cifar_batch(400, 100))[:5000], "cannot be read"),
         (py2_dumps([1, 2]), "holds a list"),
+        # sets, of 216 bytes each: 2 GB for 10 MB
+        (b"\x80\x04" + b"\x8f" * 10**7 + b".", "far more than images and labels"),
         (changed(data=np.zeros((400, 3000), np.uint8)), r"\(400, 3072\).*\(400, 3000\)"),
         (changed(data=np.zeros((399, 3072), np.uint8)), r"\(399, 3072\)"),
         (changed(data=np.zeros((400, 3072), np.int16)), "int16"),
@@ -294,6 +296,16 @@ def test_the_cache_is_used_and_follows_the_files(image_folder, tmp_path):
     assert (first_train(load(image_folder, data=str(tmp_path / "d"))) == 255).all()
     kept.write_bytes(b"damaged")
     assert (first_train(load(image_folder, data=str(tmp_path / "d"))) == 255).all()
+
+
+@pytest.mark.parametrize("change", [{"images": np.zeros((5, 32, 32, 3), np.uint8)}, {"bad": np.array([99])}])
+def test_a_cache_whose_arrays_do_not_fit_is_made_anew(image_folder, tmp_path, change):
+    first = load(image_folder, data=str(tmp_path / "d"))
+    (kept,) = (tmp_path / "d" / "cache").glob("*.npz")
+    with np.load(kept) as z:
+        arrays = dict(z)
+    np.savez(kept, **{**arrays, **change})
+    assert (load(image_folder, data=str(tmp_path / "d")).images == first.images).all()
 
 
 def test_a_cache_that_cannot_be_written_is_only_a_warning(image_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from conftest import SMALL
 from test_train import ROOT, SHORT, assert_same_run, command, failure, files, history, run, start, weights
 
 from sifar import UserError, load_learner
-from sifar.files import write_file
+from sifar.files import read_json, write_file
+from sifar.log import log, log_to_screen
 from sifar.runs import report
-from sifar.runs.load import load_run
+from sifar.runs.load import last_state, load_run
+from sifar.runs.run import Run
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links, named pipes and signals")
 
@@ -170,3 +173,71 @@ def test_a_run_that_was_killed_between_its_two_checkpoints_goes_on(tmp_path):
     (path / "models" / "last.pth").write_bytes(before)
     run("--resume", path, "--epochs", 3)
     assert [o["epoch"] for o in history(path)] == ["1", "2", "3"]
+
+
+# ---- what a run folder, a terminal and a name may hold ----
+
+
+@pytest.mark.parametrize("name", ["config.json", "history.csv", "metrics.json", "models/last.pth"])
+def test_a_named_pipe_is_no_file_and_nobody_waits_for_it(finished, name):
+    (finished / name).unlink()
+    os.mkfifo(finished / name)
+    with pytest.raises(UserError, match="is no"):
+        run_of = Run(finished)
+        run_of.history(), run_of.metrics(), last_state(finished)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 10**6, '{"a": NaN}', '{"a": 1, "a": 2}', '{"a": 1e999}', f'{{"a": {"9" * 5000}}}', " " * 2**23],
+    ids=["deep", "NaN", "twice", "infinite", "long", "large"],
+)
+def test_json_that_is_not_plain_is_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"best_epoch": "<script>"},
+        {"epochs": "<script>"},
+        {"seed": "<script>"},
+        {"seconds": 1e300},
+        {"images": {"train": -1, "valid": 1, "test": 1}},
+        {"test": {"top1": "1", "top5": 1.0, "loss": 1.0}},
+    ],
+)
+def test_figures_that_are_none_are_refused(finished, change):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    (finished / "metrics.json").write_text(json.dumps({**metrics, **change}))
+    with pytest.raises(UserError, match="metrics.json is damaged"):
+        Run(finished).metrics()
+
+
+def test_no_name_steers_the_terminal(tmp_path, capsys):
+    assert failure(capsys, "--resume", tmp_path / "\x1b[2J\u202ea\n\udcff").count("\\") == 4
+    log_to_screen()
+    log.info("%s", "a\x1b[2J\rb\x9b")
+    assert capsys.readouterr().out.endswith("  a\\x1b[2J\\rb\\x9b\n")
+
+
+def test_a_run_whose_name_is_no_text_has_a_report(tmp_path):
+    name = os.fsdecode(b"\xff\xfe")
+    run(*SHORT, "--runs", tmp_path / name, "--name", name)
+    report.main([str(tmp_path / name / "digits" / name)])
+    assert r"\udcff\udcfe" in (tmp_path / name / "digits" / name / "report.html").read_text()
+
+
+def test_where_no_file_may_be_written_there_is_a_word(tmp_path):
+    with open(tmp_path / "out", "w") as out:
+        done = subprocess.run(
+            command(*SHORT, "--runs", tmp_path / "runs"),
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+        )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("sifar: File too large")

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError, one_line
+from ..files import read_file
 from .download import CIFAR10, CIFAR100, Archive, fetch
+
+MAX_BATCH = 2**28                       # bytes; the largest, CIFAR-100's train, has 155 million
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,36 @@ class Part:
         return np.frombuffer(content, name).reshape(shape, order="F" if fortran else "C")
 
 
-class ArraysOnly(pickle.Unpickler):
+# opcodes of numbers of any length, of which a million may have one hash: a dictionary of them takes hours
+LONG_NUMBERS = *pickle.LONG, *pickle.LONG1, *pickle.LONG4
+
+
+class Pieces(io.BytesIO):
+    """A pickle's bytes, in as many pieces as are plausible: an opcode and its argument take one each.
+
+    A list takes one byte of a pickle and 64 of memory. An image takes 3,072 bytes and some 8 pieces."""
+
+    def __init__(self, content):
+        super().__init__(content)
+        self.left = 2000 + len(content) // 150
+
+    def read(self, n=-1):
+        self.left -= 1
+        if self.left < 0: raise pickle.UnpicklingError("it holds far more than images and labels")
+        return super().read(n)
+
+    def readline(self, n=-1):
+        line = super().readline(n)
+        if len(line) > 12 and line.strip(b"-\n").isdigit():
+            raise pickle.UnpicklingError("a number is too long")
+        return line
+
+
+# Python's own unpickler: the one in C makes room for as many objects as a pickle claims to hold
+class ArraysOnly(pickle._Unpickler):
     "Reads the batch files, pickles by Python 2: plain objects and NumPy arrays, no other global."
     allowed = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
+    dispatch = {k: v for k, v in pickle._Unpickler.dispatch.items() if k not in LONG_NUMBERS}
 
     def find_class(self, module, name):
         if (module, name) in self.allowed: return Part
@@ -67,10 +97,10 @@ DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeErro
 def read_pickle(path):
     "The dictionary in a batch file; byte strings stay bytes. Errors: UserError."
     again = f"delete {Path(path).parent} and run again."
-    try: content = Path(path).read_bytes()
+    try: content = read_file(path, MAX_BATCH)
     except FileNotFoundError as e: raise UserError(f"{path} is missing: {again}") from e
     try:
-        d = ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+        d = ArraysOnly(Pieces(content), encoding="bytes").load()
         part = d.get(b"data") if isinstance(d, dict) else None
         if isinstance(part, Part): d[b"data"] = part.to_array()
     except DAMAGE as e:

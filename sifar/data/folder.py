@@ -16,7 +16,7 @@ import torch
 
 from ..config import TrainConfig
 from ..errors import UserError, one_line
-from ..files import write_file
+from ..files import open_plain, write_file
 from ..log import log
 from .image import GEOMETRY, MAX_PIXELS, explained, open_image, read_image
 from .labels import list_labels
@@ -110,10 +110,7 @@ def read_images(path, files, sz, cache, fit):
     the same."""
     key = sha256((GEOMETRY, fit, [(str(file), *times_and_size(file)) for file in files]))
     kept = cache / f"{path.resolve().name}-{sz}-{sha256(path.resolve())[:12]}.npz"
-    try:
-        with np.load(kept) as z:
-            if str(z["key"]) == key: return z["images"], dict(zip(z["bad"].tolist(), z["why"].tolist()))
-    except Exception: pass      # not there, or damaged, for which NumPy raises anything: it is made anew
+    if found := read_kept(kept, key, len(files), sz): return found
     try: images = np.empty((len(files), sz, sz, 3), np.uint8)
     except MemoryError as e:
         what = f"{len(files):,} images of --sz {sz} do not fit into the memory of this machine"
@@ -124,7 +121,23 @@ def read_images(path, files, sz, cache, fit):
     return images, bad
 
 
-def sha256(value): return hashlib.sha256(str(value).encode()).hexdigest()
+def read_kept(path, key, n, sz):
+    "What read_images gives of `n` files, from the cache `path`; None where it is missing or does not fit."
+    try:
+        with open_plain(path) as f, np.load(f) as z:
+            # else a small file may unpack to any size
+            stored = all(member.compress_type == zipfile.ZIP_STORED for member in z.zip.infolist())
+            if not stored or str(z["key"]) != key: return None
+            images, bad, why = z["images"], z["bad"].tolist(), z["why"].tolist()
+        shaped = images.dtype == np.uint8 and images.shape == (n - len(bad), sz, sz, 3)
+        listed = len(set(bad)) == len(why) and all(0 <= i < n for i in bad)
+    except Exception: return None       # of a damaged file NumPy raises anything
+    return (images, dict(zip(bad, why))) if shaped and listed else None
+
+
+def sha256(value):
+    # the name of a file need not be text
+    return hashlib.sha256(str(value).encode(errors="backslashreplace")).hexdigest()
 
 
 def times_and_size(file):

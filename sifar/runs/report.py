@@ -18,6 +18,7 @@ from ..config import is_own
 from ..data.datasets import unknown_images
 from ..data.splits import SPLITS
 from ..distributed import gather, is_first
+from ..errors import visible
 from ..files import write_file
 from ..log import log, log_to_screen, quiet_imports
 from ..plots import bars, curves, matrix, sheet, short
@@ -174,7 +175,8 @@ def template(name):
     # undefined: a value that the page lacks is an error, not an empty place
     # the blocks: a line that holds but a {% ... %} leaves none in the page
     env = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
-                      undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+                      undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+                      finalize=lambda value: visible(value) if type(value) is str else value)
     env.filters["b64"] = lambda png: base64.b64encode(png).decode()
     return env.get_template(name)
 

@@ -50,7 +50,7 @@ class Run:
             self.about = read_json(self.config)
             check_about(self.about)
             self.settings = parse_settings(self.about["settings"])
-        except (UserError, ValueError, KeyError, TypeError) as e: raise self.damaged(e) from e
+        except (UserError, OSError, ValueError, KeyError, TypeError) as e: raise self.damaged(e) from e
 
     @property
     def config(self): return self.path / "config.json"
@@ -115,6 +115,9 @@ def check_about(about):
     check_type("it", about, dict)
     for name, kind in {"settings": dict, "versions": dict, "commands": list, "data": dict}.items():
         check_type(name, about.get(name, kind()), kind)
+    # OSError or ValueError for what is no path
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        os.lstat(about["settings"]["dataset"])
     for text in about.get("versions", {}).values(): check_type("a version", text, str)
     for k in ("git_commit", "device", "precision", "machine"): check_type(k, about.get(k), (str, NoneType))
     for line in about.get("commands", []):

@@ -7,7 +7,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, visible
 from ..files import ROOT, write_file
 from ..log import log
 
@@ -99,7 +99,7 @@ def card_row(split, about, note):
 
 class Verbatim(str):
     "Text on one line that `plain` leaves as it is."
-    def __new__(cls, text): return super().__new__(cls, " ".join(str(text).split()))
+    def __new__(cls, text): return super().__new__(cls, visible(" ".join(str(text).split())))
 
 
 def plain(value):
@@ -107,7 +107,7 @@ def plain(value):
 
     An underscore within a word means nothing there."""
     if isinstance(value, Verbatim): return value
-    text = " ".join(str(value).split())
+    text = visible(" ".join(str(value).split()))
     return re.sub(r"[\\`*<>\[\]|&#~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
