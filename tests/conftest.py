@@ -6,6 +6,7 @@ import http.server
 import io
 import os
 import shlex
+import signal
 import struct
 import sys
 import tarfile
@@ -37,6 +38,9 @@ def pytest_configure(config):
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
+    # nohup, under which the tests may run, lets programs ignore it
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def shared(tmp_path_factory):
