@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -16,18 +17,21 @@ from functools import cache, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import gradio as gr
 import numpy as np
-from gradio import processing_utils
-from gradio.utils import get_upload_folder
 from PIL import Image, ImageDraw
-from starlette.requests import ClientDisconnect
+
+try:
+    import gradio as gr
+    from gradio import processing_utils
+    from gradio.utils import get_upload_folder
+    from starlette.requests import ClientDisconnect
+except ImportError as e: sys.exit(f"sifar: the page needs Gradio ({e}): pip install 'sifar[page]', or gradio")
 
 from sifar.cli import Parser, one_line_errors
 from sifar.data.image import crop_box, fit_views, read_rgb
 from sifar.errors import UserError
 from sifar.files import write_file
-from sifar.log import quiet_imports
+from sifar.log import command, quiet_imports, relative
 from sifar.share.guard import MAX_FILES, guarded, open_picture
 
 HERE = Path(__file__).parent
@@ -40,11 +44,11 @@ NO_MODEL = """# No model yet
 
 Train one and export it, then start this page again:
 
-    python train.py --preset smoke --dataset digits
-    python export.py
-    python app.py
+    {train}
+    {export}
+    {app}
 
-Or export the CIFAR-100 classifier that comes with sifar: `python export.py results/cifar100-resnet18`.
+Or export the CIFAR-100 classifier that comes with sifar: `{shipped}`.
 """
 # matplotlib's colours of that name, of which a light Space has none
 INFERNO = [(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)]
@@ -340,7 +344,7 @@ PRIVATE = {**PUBLIC, "api_visibility": "private", "trigger_mode": "always_last",
 def build(path):
     "The page for the learner file `path`, or without one how to make one. Errors: UserError."
     if path is None:
-        with gr.Blocks(title="sifar", analytics_enabled=False) as page: gr.Markdown(NO_MODEL)
+        with gr.Blocks(title="sifar", analytics_enabled=False) as page: gr.Markdown(no_model())
         return page
     from sifar import Predictor
     predictor = Predictor(path)
@@ -358,6 +362,14 @@ def build(path):
         api.click(answers.predict_batch, files, table, api_name="predict_batch", **PUBLIC | MANY)
     # without status_update_rate each answer tells all who wait
     return page.queue(max_size=128, status_update_rate=1)
+
+
+def no_model():
+    "What the page says without a model."
+    shipped = relative(HERE / "results" / "cifar100-resnet18")
+    return NO_MODEL.format(
+        train=command("train.py", "--preset", "smoke"), export=command("export.py"), app=command("app.py"),
+        shipped=command("export.py", shipped))
 
 
 def one_picture(answers):
@@ -480,7 +492,7 @@ def main(args=None):
     parser.add_argument("--port", type=int, help="else the first that is free from 7860 on")
     parser.add_argument("--share", action="store_true",
                         help="open the page to everybody for a while, at an address of gradio.live")
-    with one_line_errors():
+    with one_line_errors("page"):
         cfg = parser.parse_args(args)
         if cfg.port is not None: check_port(cfg.port)
         quiet_imports()

@@ -30,7 +30,8 @@ from .config import (
 )
 from .distributed import say
 from .errors import UserError, explain
-from .log import leave_closed_terminal
+from .libraries import check_libraries
+from .log import called, leave_closed_terminal
 
 FEW = 500           # training images a class below which a folder is fine-tuned
 
@@ -79,7 +80,7 @@ class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose complaints are UserErrors; a mistyped flag is told the nearest one."
 
     def __init__(self, prog, description, **kwargs):
-        super().__init__(prog=prog, description=description, allow_abbrev=False, **kwargs)
+        super().__init__(prog=called(prog), description=description, allow_abbrev=False, **kwargs)
 
     def parse_args(self, args=None):                    # type: ignore[override]
         args = [with_hyphens(arg) for arg in (sys.argv[1:] if args is None else args)]
@@ -157,9 +158,10 @@ def without_flags(args, *names):
 
 
 @contextmanager
-def one_line_errors():
+def one_line_errors(extra=None):
     """Whatever a user can cause ends in one line on stderr and exit code 2, without a traceback.
 
+    So do libraries that do not fit, those of `extra` (page, ...) among them.
     Ctrl-C, SIGTERM and a terminal that is closed end with 130, 143 and 129. Afterwards the signals are
     handled as before."""
     caught, before = [], {}
@@ -179,6 +181,7 @@ def one_line_errors():
         for signum in ending_signals(): before[signum] = signal.signal(signum, stop)
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
+        check_libraries(extra)
         yield
         if caught: stop(caught[-1], None)
         with suppress(BrokenPipeError): sys.stdout.flush()

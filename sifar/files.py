@@ -12,7 +12,11 @@ from pathlib import Path
 from .distributed import is_first
 from .errors import UserError, need, one_line
 
-ROOT = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parent
+# where train.py, export.py, app.py and examples/ are: beside the package, as in a checkout and in a Space,
+# or where it is installed in this folder (see pyproject.toml)
+SCRIPTS = PACKAGE.with_name("sifar_scripts")
+ROOT = SCRIPTS if SCRIPTS.is_dir() else PACKAGE.parent
 MAX_TEXT = 2**22        # bytes of a file of settings or figures; Python's objects may take 50 times as much
 LEFT_OVER = re.compile(r"\.(.+)-[0-9a-f]{16}\.tmp")
 STALE = 3600            # seconds after which what is half written belongs to no process any more

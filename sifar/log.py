@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from .distributed import is_first
 from .errors import visible
-from .files import ROOT
+from .files import ROOT, SCRIPTS
 
 # rich believes FORCE_COLOR even where the terminal is a file
 console = Console(highlight=False, emoji=False, force_terminal=None if sys.stdout.isatty() else False)
@@ -65,10 +65,16 @@ def progress():
 
 
 def command(script, *args):
-    "The command line that runs `script` of this checkout with this very Python, for the user to copy."
+    "The command line that runs `script` with this very Python, or as it is installed, for the user to copy."
     python = "python" if shutil.which("python") == sys.executable else relative(sys.executable)
+    start = [called(script)] if ROOT == SCRIPTS else [python, relative(ROOT / script)]
     quote = subprocess.list2cmdline if os.name == "nt" else shlex.join
-    return quote([python, relative(ROOT / script), *map(str, args)])
+    return quote([*start, *map(str, args)])
+
+
+def called(script):
+    "What a user types for `script`: its name, or where sifar is installed sifar-train and the like."
+    return f"sifar-{Path(script).stem}" if ROOT == SCRIPTS else script
 
 
 def relative(path):

@@ -94,7 +94,8 @@ def test_a_training_with_them_is_the_same_training(monkeypatch):
                 raise CancelFitException
 
     for able in (False, True):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": able})  # noqa: B023
+        able_to = {"amx_bf16": able}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda a=able_to: a, raising=False)
         cfg = TrainConfig(dataset="digits", arch="resnet10", bs=64, sizes="16", precision="bf16")
         learn, seen = get_learner(get_dls(cfg), cfg), Look()
         with learn.no_bar(), learn.no_logging():

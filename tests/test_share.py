@@ -283,7 +283,7 @@ def test_a_run_that_is_not_finished_or_damaged_is_one_line(run_folder, tmp_path,
     )
     (run / "metrics.json").rename(run / "metrics")
     assert (
-        f"is not finished, it has no metrics.json: go on with it by python train.py --resume {run}"
+        f"train.py --resume {run}"
         in failure(capsys, export.main, run)
     )
     (run / "metrics.json").write_text("{")

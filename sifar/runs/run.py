@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from ..config import FREE_ON_RESUME, TrainConfig, flag, is_own, parse_sizes
 from ..distributed import from_first, is_first, world
 from ..errors import UserError, explain, name_batch_size, one_line
-from ..files import LEFT_OVER, identity, read_file, read_json, remove_left_overs, write_file
+from ..files import LEFT_OVER, ROOT, identity, read_file, read_json, remove_left_overs, write_file
 from ..log import command, log, log_to_file
 
 PACKAGES = "torch", "torchvision", "fastai", "albumentations", "timm", "numpy"
@@ -231,7 +231,7 @@ def newest_run(runs="runs"):
     done = [path for path in paths if path.with_name("metrics.json").is_file()]
     if not done:
         raise UserError(f"{runs} holds no finished run: "
-                        "train one with python train.py, or name a run folder.")
+                        f"train one with {command('train.py')}, or name a run folder.")
     return max(done, key=lambda path: path.stat().st_mtime).parent
 
 
@@ -465,10 +465,11 @@ def get_about(cfg, learn, commands):
 
 def git_commit():
     "The commit of this checkout, with -dirty where files of it were changed; None outside of one."
+    if not (ROOT / ".git").exists(): return None            # installed, perhaps within another checkout
     # --exclude: no tags, which would take the place of the commit
     describe = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
-        done = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True,
+        done = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True,
                               check=True)
     except (OSError, subprocess.CalledProcessError): return None
     return done.stdout.strip()

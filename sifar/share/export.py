@@ -19,7 +19,7 @@ from torch import nn
 from ..cli import one_line_errors, without_folders
 from ..errors import UserError
 from ..files import ROOT, STALE, write_file
-from ..log import log
+from ..log import command, log
 from ..runs.load import load_run
 from ..runs.run import Run
 from ..training.recipe import get_recipe
@@ -40,7 +40,7 @@ def export_run(path):
     run = Run(path)
     metrics = run.metrics()
     if metrics is None:
-        go_on = f"go on with it by python train.py --resume {path}"
+        go_on = f"go on with it by {command('train.py', '--resume', path)}"
         raise UserError(f"{path} is not finished, it has no metrics.json: {go_on}")
     known = {**run.about, **metrics}
     missing = [k for k in FACTS if k not in known]

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..errors import UserError, visible
-from ..files import ROOT, write_file
+from ..files import PACKAGE, ROOT, write_file
 from ..log import log
 
 # what the page imports
@@ -34,10 +34,10 @@ def write_space(run, folder, light=False):
     write_file(folder / "README.md", model_card(about, light))
     # so that no module of an older sifar stays
     if (folder / "sifar").is_dir(): shutil.rmtree(folder / "sifar")
-    for path in space_files():
-        copy = folder / path.relative_to(ROOT)
+    for path, source in space_files().items():
+        copy = folder / path
         copy.parent.mkdir(parents=True, exist_ok=True)
-        write_file(copy, path.read_bytes())
+        write_file(copy, source.read_bytes())
     model, other = ("model.onnx", "learner.pkl") if light else ("learner.pkl", "model.onnx")
     (folder / other).unlink(missing_ok=True)
     for name in (model, "model.json"): write_file(folder / name, (run / name).read_bytes())
@@ -57,10 +57,12 @@ def check_folder(folder):
 
 
 def space_files():
-    "All of sifar, its templates too, and what the page shows."
-    sources = (path for pattern in ("*.py", "*.j2") for path in (ROOT / "sifar").rglob(pattern))
+    "All of sifar, its templates too, and what the page shows: by the paths in the Space, the files here."
+    sources = sorted(path for pattern in ("*.py", "*.j2") for path in PACKAGE.rglob(pattern))
     examples = sorted(path for path in (ROOT / "examples").iterdir() if path.is_file())
-    return [ROOT / "app.py", ROOT / "LICENSE", *sorted(sources), *examples]
+    shown = [ROOT / "app.py", ROOT / "LICENSE", *examples]
+    files = {path.relative_to(PACKAGE.parent): path for path in sources}
+    return files | {path.relative_to(ROOT): path for path in shown}
 
 
 def requirements(about, light):

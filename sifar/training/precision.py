@@ -43,6 +43,8 @@ def pick_precision(name, device):
 
 def fast_at_bf16():
     "Whether this processor has instructions that multiply bfloat16 (AMX, AVX-512)."
+    # before torch 2.11; a processor with AMX has this, too
+    if not hasattr(torch.cpu, "get_capabilities"): return torch.cpu._is_avx512_bf16_supported()
     able = torch.cpu.get_capabilities()
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 

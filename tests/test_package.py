@@ -1,0 +1,124 @@
+"""What pip installs: the wheel is built, unpacked and used from a folder in which no sifar lies."""
+
+import json
+import os
+import re
+import subprocess
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import COLD
+
+import sifar
+from sifar.errors import UserError
+from sifar.libraries import check_libraries
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def lines(name):
+    "The requirements in a file of pip, without comments and other files."
+    found = (ROOT / name).read_text().splitlines()
+    return sorted(line for line in found if line[:1] not in ("#", "-"))
+
+
+def test_the_files_of_requirements_say_what_the_package_needs():
+    assert lines("requirements.txt") == sorted(PROJECT["dependencies"] + EXTRAS["page"])
+    assert lines("requirements-dev.txt") == sorted(EXTRAS["dev"] + EXTRAS["onnx"] + EXTRAS["track"])
+    assert (ROOT / "requirements-dev.txt").read_text().startswith("-r requirements.txt\n")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    "A folder that holds what pip would put into site-packages."
+    folder = tmp_path_factory.mktemp("site")
+    build = [COLD, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(folder)
+    wheel.unlink()
+    return folder
+
+
+def run(site, folder, *args, exit_code=0, first=""):
+    "What a command says of a Python in which the wheel is installed, and before it what is in `first`."
+    env = {"PYTHONPATH": f"{first}{os.pathsep}{site}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    words = [COLD, "-W", "ignore", *map(str, args)]
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == exit_code, done.stderr
+    return done.stdout + done.stderr
+
+
+def command(site, folder, name, *args, **kwargs):
+    "What the console command `name` says, as pip would make it."
+    (about,) = site.glob("*.dist-info")
+    target = re.search(rf"^{name} = (\S+)$", (about / "entry_points.txt").read_text(), re.M)[1]
+    module, function = target.split(":")
+    code = f"import sys; sys.argv = sys.argv[1:]; from {module} import {function}; {function}()"
+    return run(site, folder, "-c", code, name, *args, **kwargs)
+
+
+def test_a_wheel_holds_all_of_sifar_once_and_nothing_else(site):
+    (about,) = site.glob("*.dist-info")
+    assert about.name == f"sifar-{sifar.__version__}.dist-info"
+    assert {path.name for path in site.iterdir()} == {"sifar", "sifar_scripts", about.name}
+    inside = {path.relative_to(site) for path in (site / "sifar").rglob("*") if path.is_file()}
+    kinds = {path.suffix for path in inside}
+    here = (path for path in (ROOT / "sifar").rglob("*") if path.suffix in kinds)
+    assert inside == {path.relative_to(ROOT) for path in here}
+    assert kinds == {".py", ".j2", ".typed"}
+    for name in ("train.py", "export.py", "app.py", "LICENSE"):
+        assert (site / "sifar_scripts" / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+def test_commands_of_an_installed_sifar_say_their_own_names(site, tmp_path):
+    assert command(site, tmp_path, "sifar-train", "--help").startswith("usage: sifar-train [-h]")
+    assert command(site, tmp_path, "sifar-export", "--help").startswith("usage: sifar-export [-h]")
+    none = command(site, tmp_path, "sifar-export", exit_code=2)
+    assert none == "sifar: runs holds no finished run: train one with sifar-train, or name a run folder.\n"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import app; print(app.no_model())"
+    said = run(site, tmp_path, "-c", code, site / "sifar_scripts")
+    assert "\n    sifar-train --preset smoke\n    sifar-export\n    sifar-app\n" in said
+
+
+@pytest.mark.slow
+def test_an_installed_sifar_trains_exports_and_predicts_in_any_folder(site, tmp_path):
+    small = "--arch", "resnet8", "--epochs", "1", "--sizes", "8"
+    said = command(site, tmp_path, "sifar-train", "--dataset", "digits", *small, "--name", "a")
+    assert "Next: sifar-train --dataset cifar100" in said
+    assert json.loads((tmp_path / "runs/digits/a/config.json").read_text())["git_commit"] is None
+    learner = "runs/digits/a/learner.pkl"
+    said = command(site, tmp_path, "sifar-export", "runs/digits/a", "--space", "space")
+    assert f"Next: sifar-app --model {learner}" in said
+    scripts = {str(path.relative_to(tmp_path / "space")) for path in (tmp_path / "space").rglob("*.py")}
+    assert {"app.py", "sifar/__init__.py", "sifar/share/predictor.py"} <= scripts
+    assert not any("sifar_scripts" in path for path in scripts)
+    run(site, tmp_path, "-m", "sifar.predict", learner, ROOT / "examples", "--csv", "out.csv")
+    assert len((tmp_path / "out.csv").read_text().splitlines()) > 10
+    code = f"import sifar; print(sifar.__file__, len(sifar.load_learner({learner!r}).dls.vocab))"
+    assert run(site, tmp_path, "-c", code).split() == [str(site / "sifar" / "__init__.py"), "10"]
+
+
+@pytest.mark.parametrize("found", ["2.5.1", "3.0.0"])
+def test_a_library_of_another_time_is_one_line(found, site, tmp_path):
+    about = tmp_path / f"torch-{found}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {found}\n")
+    want = f"sifar: torch {found} is here, and this sifar works with <3,>=2.6: pip install 'torch<3,>=2.6'\n"
+    assert command(site, tmp_path, "sifar-train", "--dataset", "digits", exit_code=2, first=tmp_path) == want
+    here = run("", ROOT, "train.py", "--dataset", "digits", exit_code=2, first=tmp_path)
+    assert here == want
+
+
+def test_a_library_that_is_missing_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("sifar.libraries.ROOT", tmp_path)
+    extras = '[project.optional-dependencies]\npage = ["no-such-library>=1"]\n'
+    (tmp_path / "pyproject.toml").write_text(f'[project]\ndependencies = ["pip"]\n{extras}')
+    check_libraries()
+    with pytest.raises(UserError, match="^no-such-library is missing: pip install 'no-such-library>=1'$"):
+        check_libraries("page")
