@@ -16,6 +16,7 @@ from sifar.log import command, log, log_to_screen, progress, quiet_imports
 def train(cfg, args):
     "Train, choose on valid, test once: all goes into the run folder, the command line `args` too."
     from sifar.data.loaders import get_dls, settled
+    from sifar.runs.check import say_twins
     from sifar.runs.load import resume
     from sifar.runs.report import write_report
     from sifar.runs.run import describe_run, open_run
@@ -27,6 +28,7 @@ def train(cfg, args):
         check_machine(cfg)
         dls = get_dls(cfg)
         cfg = settled(cfg, dls.data)
+        say_twins(cfg, dls.data)
         if cfg.lr == "auto": cfg = replace(cfg, lr=auto_lr(cfg, dls, run))
         learn = get_learner(dls, cfg, path=run, start=not cfg.resume)
         with learn.no_bar(), progress() as bar:

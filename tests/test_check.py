@@ -15,6 +15,7 @@ import train
 from sifar import TrainConfig
 from sifar.data.datasets import load_data
 from sifar.runs import check, report
+from sifar.runs.doubts import doubted
 
 
 def tiles(n, side=64):
@@ -115,6 +116,52 @@ def test_fixes_are_obeyed_and_recorded_and_an_edited_table_is_kept(pets, tmp_pat
     with pytest.raises(SystemExit):
         train.main(["--resume", str(folder), "--epochs", "2"])
     assert "was trained on other data" in capsys.readouterr().err
+
+
+def test_report_and_start_say_what_has_twins(pets, tmp_path, capsys):
+    train.main([str(o) for o in on_pictures(pets, tmp_path)] + ["--name", "a"])
+    out = capsys.readouterr().out
+    assert "1 of 10 test images have a twin in train or valid; to see them: python -m sifar.check" in out
+    folder = tmp_path / "runs" / "pets" / "a"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    n, top1 = metrics["without_twins"]["images"], metrics["without_twins"]["top1"]
+    right = 10 * metrics["test"]["top1"]
+    assert n == 9 and round(9 * top1) in (round(right), round(right) - 1)
+    page = (folder / "report.html").read_text()
+    assert "1 of 10 test images have a twin in train or valid; top-1 of" in page
+
+
+def test_swapped_labels_are_doubted_and_few_others():
+    "A model is sure of most images, and wrong about a tenth, of which it is not sure."
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 3, 600)
+    probs = rng.dirichlet(np.ones(3), 600) * 0.3 + 0.7 * np.eye(3)[true]
+    swapped, unsure = rng.choice(600, (2, 60), replace=False)
+    probs[unsure] = 0.5 * np.eye(3)[(true[unsure] + 1) % 3] + 0.4 * np.eye(3)[true[unsure]] + 0.1 / 3
+    labels = true.copy()
+    labels[swapped] = (true[swapped] + 1) % 3
+    doubt, new, margin = doubted(probs, labels)
+    hits = np.isin(np.flatnonzero(doubt), swapped)
+    assert hits.sum() >= 0.7 * 60 and hits.mean() >= 0.9
+    assert (new[doubt] == true[doubt]).mean() >= 0.9 and margin[doubt].min() > 0.4
+
+
+def test_a_model_of_other_classes_judges_by_what_it_sees(exported, pets, tmp_path, capsys):
+    moved = pets / "train" / "dog" / "moved.png"
+    Image.open(pets / "train" / "cat" / "05.png").rotate(90).save(moved)
+    run(pets, "--model", exported[0])
+    path = tmp_path / "runs" / "pets" / "check" / "check.csv"
+    doubts = [o for o in rows_of(path) if o["finding"] == "doubted label"]
+    assert doubts and all({o["class"], o["new_class"]} == {"cat", "dog"} for o in doubts)
+    assert f"doubted label: {len(doubts)} images" in capsys.readouterr().out
+
+
+def test_a_model_of_the_same_classes_judges_what_it_has_not_learned(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("digits", "--model", exported[0])
+    doubts = rows_of(tmp_path / "runs" / "digits" / "check" / "check.csv")
+    doubts = [o for o in doubts if o["finding"] == "doubted label"]
+    assert doubts and {o["split"] for o in doubts} == {"test"}
 
 
 @pytest.mark.parametrize(

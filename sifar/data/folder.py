@@ -177,7 +177,7 @@ def keep(path, **arrays):
     try:
         make_cache(path.parent)
         write_file(path, buffer.getbuffer())
-    except OSError as e: log.warning("The images are not cached in %s: %s", path, e.strerror)
+    except OSError as e: log.warning("%s is not kept: %s", path, e.strerror)
 
 
 def decode_all(files, images, fit):

@@ -3,6 +3,8 @@
 The colours of an image on a grid of 8x8 find the images that may be twins of it, or of its mirror image.
 Those are compared in detail: by the correlation of their edges, where these fit best on each other."""
 import hashlib
+import io
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
@@ -10,6 +12,9 @@ import cv2
 import numpy as np
 import torch
 from fastcore.all import chunked
+
+from ..files import read_file
+from .folder import keep, sha256
 
 SIDE, GRID = 32, 8              # pixels on which images are compared, and cells by which they are found
 NEIGHBOURS, CHUNK = 3, 500      # candidates of an image, and images whose candidates are looked up at once
@@ -51,6 +56,26 @@ def threshold(rows, found):
         for row in (a, b):
             if row in best: best[row] = max(best[row], score)
     return max(NEAR, 1 - (1 - np.quantile(list(best.values()), 0.25)) / 4)
+
+
+def tested_twins(data, cache):
+    """Which images of test have a twin in train or valid, as an array of True and False; kept below `cache`.
+
+    None without a test set, and for digits, whose 64 pixels are too few to tell twins."""
+    if not len(data.test) or not data.mirrored: return None
+    others = np.sort(np.concatenate((data.train, data.valid)))
+    rows = [zlib.crc32(o.tobytes()) for o in (data.test, others)]
+    kept = cache / f"twins-{sha256((data.checksum, rows, NEAR))[:16]}.npz"
+    try:
+        # it has a byte for each image, and some for its headers
+        with np.load(io.BytesIO(read_file(kept, len(data.test) + 2000))) as z: twin = z["twin"]
+        if twin.shape == data.test.shape and twin.dtype == bool: return twin
+    except Exception: pass      # not there, or damaged, for which NumPy raises anything
+    first = exact_twins(data.images[np.concatenate((others, data.test))])[len(others):]
+    found = [a for a, *_ in near_twins(data.images, data.test, others)]
+    twin = (first < len(others)) | np.isin(data.test, found)
+    keep(kept, twin=twin)
+    return twin
 
 
 def candidates(images, rows, among, mirror):

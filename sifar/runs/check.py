@@ -11,12 +11,14 @@ from ..cli import Parser, one_line_errors
 from ..config import TrainConfig
 from ..data.fixes import read_fixes, write_fixes
 from ..data.splits import SPLITS
+from ..distributed import is_first
 from ..errors import UserError
 from ..files import write_file
 from ..log import command, log, log_to_screen, quiet_imports
 from .report import template, thumbnail
 
 EXACT, NEAR, FLAT, DARK, CUT = "same pixels", "near twin", "one colour", "nearly black", "cut off"
+DOUBTED = "doubted label"
 MOST = 100              # findings of a kind that the page shows
 GREY = 127, 128         # what decoders fill the lost part of a JPEG file with
 
@@ -30,9 +32,19 @@ class Finding(dict):
 
 # ---- what is looked for ----
 
-def check(data):
-    "The Findings of an ImageData, the likeliest of each kind first."
-    return [*twins(data), *odd_images(data.images)]
+def check(data, learn=None):
+    "The Findings of an ImageData, the likeliest of each kind first; labels are judged by `learn`, if any."
+    found = [*twins(data), *odd_images(data.images)]
+    return found + doubts(data, learn) if learn else found
+
+
+def doubts(data, learn):
+    "A Finding for each label that the learner `learn` doubts."
+    from .doubts import doubted, judge
+    rows, probs = judge(data, learn)
+    doubt, new, margin = doubted(probs, data.labels[rows])
+    order = [i for i in np.argsort(-margin, kind="stable") if doubt[i]]
+    return [Finding(DOUBTED, rows[i], margin[i], new=int(new[i])) for i in order]
 
 
 def twins(data):
@@ -65,6 +77,15 @@ def odd_images(images):
 
 
 # ---- what is said ----
+
+def say_twins(cfg, data):
+    "Say, as a training starts, how many images of test have a twin in it; they are looked for once."
+    from ..data.twins import tested_twins
+    if cfg.dry_run or not is_first(): return
+    twin = tested_twins(data, Path(cfg.data) / "cache")
+    if twin is None or not twin.any(): return
+    log.info("%s of %s test images have a twin in train or valid; to see them: python -m sifar.check %s",
+             f"{twin.sum():,}", f"{len(twin):,}", cfg.dataset)
 
 def split_names(data):
     "The split of each row, as text: (n,)."
@@ -138,28 +159,31 @@ def write_check(path, title, data, found, lines):
 # ---- the command ----
 
 def main(args=None):
-    about = "Look for twins and odd images in a data set; nothing of it is changed."
+    about = "Look for twins, odd images and wrong labels in a data set; nothing of it is changed."
     parser = Parser("python -m sifar.check", about)
     parser.add_argument("dataset", help="cifar100, cifar10, digits, or a folder of images, as for train.py")
     parser.add_argument("--labels", help="table (CSV) of the files in the folder and their classes")
+    parser.add_argument("--model", type=Path, help="learner.pkl, or its folder, that judges the labels too")
     parser.add_argument("--html", action="store_true", help="write a page with the pictures too")
     with one_line_errors():
         quiet_imports()
         log_to_screen()
         o = parser.parse_args(args)
-        run(TrainConfig(dataset=o.dataset, labels=o.labels), o.html)
+        run(TrainConfig(dataset=o.dataset, labels=o.labels), o.model, o.html)
 
 
-def run(cfg, html):
+def run(cfg, model, html):
     "Check the data set of `cfg`, log what was found, and write it into RUNS/DATASET/check."
     from ..data.datasets import load_data
+    from ..training.recipe import load_learner
     folder = Path(cfg.runs) / Path(cfg.dataset).name / "check"
     path = folder / "check.csv"
     if path.exists() and read_fixes(path):
         raise UserError(f"{path} has been edited: move it away, so that it is not written over.")
+    learn = load_learner(model) if model else None
     data = load_data(cfg)
     log.info("Looking at %s images", f"{len(data.images):,}")
-    found = check(data)
+    found = check(data, learn)
     lines = [balance(data), *counts(data, found)]
     for line in lines: log.info("%s", line)
     folder.mkdir(parents=True, exist_ok=True)

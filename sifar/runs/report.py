@@ -17,6 +17,7 @@ from ..cli import Parser, one_line_errors, without_folders
 from ..config import is_own
 from ..data.datasets import unknown_images
 from ..data.splits import SPLITS
+from ..data.twins import tested_twins
 from ..distributed import gather, is_first
 from ..errors import visible
 from ..files import write_file
@@ -32,6 +33,7 @@ from .calibration import (
     unknown_figures,
     with_temperature,
 )
+from .doubts import doubted
 from .run import Run, attempt, column, newest_run, write_metrics
 
 FEW_CLASSES = 30            # so many fit into a matrix that can be read
@@ -84,8 +86,10 @@ def write_report(learn, cfg, history, notes=(), chosen=True):
     if not is_first(): return None
     metrics = get_metrics(learn, cfg, history, found, chosen)
     metrics |= confidence_metrics(learn, cfg, found)
+    metrics |= label_metrics(learn.dls.data, cfg, found.get("test"))
     for split in ("valid", "test"): log_figures(split, metrics[split], metrics["classes"])
     say_unknown(learn.dls.vocab, found)
+    if text := label_text(metrics): log.info("%s", text)
     log.info("%d epochs in %s, %.0f images/s; all of it is in %s",
              metrics["epochs"], duration(metrics["seconds"]), metrics["images_per_second"], learn.path)
     run = Run(learn.path)
@@ -165,6 +169,30 @@ def confidence_metrics(learn, cfg, found):
     return {"confidence": confidence, "unknown": {"images": name, **figures}}
 
 
+def label_metrics(data, cfg, test):
+    """What metrics.json says of the images of test, `test` being its Predictions.
+
+    Top-1 of those without a twin in train or valid, and the share of labels that the model doubts."""
+    if not test: return {"without_twins": None, "doubted": None}
+    twin = tested_twins(data, Path(cfg.data) / "cache")
+    right, without = test.preds == test.targs, None
+    if twin is not None and not twin.all():
+        without = {"top1": float(right[~twin].mean()), "images": int((~twin).sum())}
+    return {"without_twins": without, "doubted": float(doubted(test.probs, test.targs)[0].mean())}
+
+
+def label_text(metrics):
+    "What the report says of twins and labels of test; None for older runs and without test."
+    without, share = metrics.get("without_twins"), metrics.get("doubted")
+    text = []
+    if without:
+        n = metrics["images"]["test"]
+        text.append(f"{n - without['images']:,} of {n:,} test images have a twin in train or valid; top-1 of "
+                    f"the others is {100 * without['top1']:.2f} %.")
+    if share is not None: text.append(f"The model doubts the labels of {100 * share:.1f} % of test.")
+    return " ".join(text) or None
+
+
 def duration(seconds): return timedelta(seconds=round(seconds))
 
 
@@ -226,7 +254,11 @@ def summary(metrics):
     unknown = metrics.get("unknown")                # older runs have none
     text = (f"{chosen}; {metrics['parameters']:,} parameters, {epochs} in {duration(metrics['seconds'])}, "
             f"{metrics['images_per_second']:.0f} images/s, seed {metrics['seed']}.")
-    return {"rows": rows, "text": text, "unknown": unknown and unknown_text(unknown)}
+    return {
+        "rows": rows,
+        "text": text,
+        "labels": label_text(metrics),
+        "unknown": unknown and unknown_text(unknown)}
 
 
 def unknown_text(unknown):

@@ -190,12 +190,14 @@ def check_metrics(metrics):
         check_type(split, metrics[split], dict)
         figures += [metrics[split][k] for k in ("top1", "top5", "loss")]
         figures.append(metrics[split].get("ece", 0.0))          # runs of before version 0.1 have none
-    # older runs have neither
-    for k in ("confidence", "unknown"): check_type(k, metrics.get(k), (dict, NoneType))
+    # older runs have none of these
+    for k in ("confidence", "unknown", "without_twins"): check_type(k, metrics.get(k), (dict, NoneType))
     if confidence := metrics.get("confidence"): figures += confidence.values()
     if unknown := metrics.get("unknown"):
         check_type("images", unknown["images"], str)
         figures += [unknown[k] for k in ("auroc", "pass")]
+    if without := metrics.get("without_twins"): figures += [without[k] for k in ("top1", "images")]
+    if (share := metrics.get("doubted")) is not None: figures.append(share)
     for figure in figures: check_figure(figure)
 
 
