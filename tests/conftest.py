@@ -8,10 +8,12 @@ import os
 import shlex
 import signal
 import struct
+import subprocess
 import sys
 import tarfile
 import threading
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -353,6 +355,24 @@ def exported(run_folder, tmp_path_factory):
         export.main([str(run_folder), "--weights", "--space", str(space / "space")])
 
     return run_folder, made_once(tmp_path_factory, "exported", make) / "space"
+
+
+def built(sources, folder):
+    "The wheels of the project in the folder `sources`: one."
+    build = [COLD, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=sources, check=True, capture_output=True)
+    return list(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    "A folder that holds what pip would put into site-packages."
+    folder = tmp_path_factory.mktemp("site")
+    (wheel,) = built(Path(__file__).parents[1], folder)
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(folder)
+    wheel.unlink()
+    return folder
 
 
 @pytest.fixture

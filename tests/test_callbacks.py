@@ -16,6 +16,8 @@ from fastai.vision.all import (
     SaveModelCallback,
     set_seed,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sifar import TrainConfig, UserError, get_dls, get_learner, load_learner
 from sifar.data.datasets import load_data
@@ -569,3 +571,36 @@ def test_an_average_is_left_alone_by_lr_find_and_by_an_interruption():
             learn.fit_warmup_cosine(1, 0.01, 0, cbs=Interrupt(training=False))
         learn.fit_warmup_cosine(1, 0.01, 0)
     assert learn.model is own and learn.recorder.values[-1][1:] == learn.validate()
+
+
+class Doubles(TorchDispatchMode):
+    "Collects the operators that give float64, which Apple's MPS does not have."
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = (o for o in tree_leaves((args, out)) if isinstance(o, torch.Tensor))
+        if any(o.dtype == torch.float64 for o in tensors):
+            self.found.add(str(func))
+        return out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"opt": "sgd", "mixup": 0.2, "ema": 0.9},
+        {"opt": "muon", "cutmix": 1.0, "augment": "batch", "clip": 1.0},
+        {"opt": "adamw", "aug": "trivial", "balance": "weights"},
+    ],
+)
+def test_a_training_computes_nothing_in_float64(settings):
+    learn, doubles = learner(**settings), Doubles()
+    with doubles, learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(1, 0.01, 0)
+    assert not doubles.found
+    with doubles:
+        torch.ones(1).double()
+    assert doubles.found

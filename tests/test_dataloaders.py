@@ -172,6 +172,33 @@ def test_workers_that_are_started_anew_are_quiet(tmp_path):
     assert done.stdout == "1280\n" and not done.stderr
 
 
+TRAINED = """
+import sys
+if __name__ == "__main__":
+    import torch
+    torch.multiprocessing.set_start_method("spawn")
+    import train
+    flags = "--dataset digits --arch resnet8 --epochs 1 --sizes 8 --workers 1 --data data --runs runs --name"
+    train.main([*flags.split(), sys.argv[1]])
+"""
+
+
+@pytest.mark.slow
+def test_a_training_with_spawned_workers_is_the_same_as_with_forked_ones(tmp_path):
+    (tmp_path / "script.py").write_text(TRAINED)
+    (tmp_path / "forked.py").write_text(TRAINED.replace("spawn", "fork"))
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    for script, name in (("script.py", "spawned"), ("forked.py", "forked")):
+        command = COLD, tmp_path / script, name
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+    spawned, forked = (
+        torch.load(tmp_path / "runs/digits" / name / "models/last.pth", weights_only=True)["model"]
+        for name in ("spawned", "forked")
+    )
+    assert all(torch.equal(spawned[k], v) for k, v in forked.items())
+
+
 IN_A_NOTEBOOK = """
 import matplotlib
 matplotlib.use("agg")

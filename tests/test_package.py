@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import COLD
+from conftest import COLD, built
 
 import sifar
 from sifar.errors import UserError
@@ -32,17 +33,15 @@ def test_the_files_of_requirements_say_what_the_package_needs():
     assert (ROOT / "requirements-dev.txt").read_text().startswith("-r requirements.txt\n")
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    "A folder that holds what pip would put into site-packages."
-    folder = tmp_path_factory.mktemp("site")
-    build = [COLD, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as file:
-        file.extractall(folder)
-    wheel.unlink()
-    return folder
+def test_an_image_for_containers_gets_all_that_the_wheel_is_made_of(tmp_path, site):
+    for line in re.findall("^COPY (.*) /build/", (ROOT / "Dockerfile").read_text(), re.M):
+        for name in line.split():
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            copy(ROOT / name, tmp_path / name)
+    (wheel,) = built(tmp_path, tmp_path / "out")
+    inside = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
+    assert set(zipfile.ZipFile(wheel).namelist()) == inside
 
 
 def run(site, folder, *args, exit_code=0, first=""):
