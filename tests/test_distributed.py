@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,6 +110,15 @@ def test_batches_that_cannot_be_shared_out_are_one_line(monkeypatch):
         check_divides(TrainConfig(bs=126))
     with pytest.raises(UserError, match="a multiple of 8"):
         check_divides(TrainConfig(bs=132, mixup=0.2))
+
+
+def test_each_of_many_processes_has_images_of_a_small_set(monkeypatch):
+    data = load_data(TrainConfig(dataset="digits"))
+    data = replace(data, train=data.train[:160])
+    several(monkeypatch, 8, 7)
+    for mixup, bs in ((0.0, 8), (0.2, 16)):         # mixup mixes pairs of each process's own images
+        dls = make_dls(TrainConfig(dataset="digits", mixup=mixup), data, data.stats())
+        assert (dls.train.bs, len(dls.train)) == (bs, 160 // bs)
 
 
 def test_a_process_has_its_own_part_of_valid_and_test(monkeypatch):

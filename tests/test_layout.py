@@ -119,6 +119,8 @@ def test_every_start_says_classes_counts_and_splits(tmp_path, capsys, script):
     assert "12 classes: c00, c01, c02, c03, c04, ..., c09, c10, c11" in out
     assert "52 train, 11 valid, 0 test; training images of a class: 4 (c00) to 8 (c03)" in out
     assert "No valid image of: c11" in out and "No test image" not in out
+    assert "\n\n" not in out, "an empty line"
+    assert ("an epoch has but" in out) == (script == ()), "a dry run has one step whatever --bs is"
 
 
 # ---- what lies in a folder ----

@@ -17,7 +17,7 @@ import torch
 from ..config import TrainConfig
 from ..errors import UserError, one_line
 from ..files import open_plain, write_file
-from ..log import log
+from ..log import console, log
 from .image import GEOMETRY, MAX_PIXELS, explained, open_image, read_image
 from .labels import list_labels
 from .layout import list_folder, trained_on
@@ -188,5 +188,8 @@ def decode_all(files, images, fit):
         try: row[:] = read_image(f, len(row), fit=fit)
         except UserError as e: return e.text.removeprefix(f"{f} ")
     with ThreadPoolExecutor() as pool:
-        reasons = track(pool.map(decode, files, images), "Reading images", len(files), transient=True)
+        # where there is neither terminal nor notebook, it would print an empty line
+        hidden = not (console.is_terminal or console.is_jupyter)
+        read = pool.map(decode, files, images)
+        reasons = track(read, "Reading images", len(files), transient=True, disable=hidden)
         return {i: why for i, why in enumerate(reasons) if why}

@@ -287,7 +287,8 @@ def make_dls(cfg, data, stats):
     block = get_block(data, cfg.sz, stats, cfg.fit, item_tfms(cfg, mirrored, fill), batch_tfms)
     rows = [*data.train.tolist(), *part(data.valid.tolist())]
     bs = even_batches(len(data.train), settled(cfg, data).bs)
-    bs -= bs % (2 * world() if cfg.mixup or cfg.cutmix else world())       # timm mixes pairs
+    shares = 2 * world() if cfg.mixup or cfg.cutmix else world()            # timm mixes pairs
+    bs = max(bs - bs % shares, shares)
     dls = block.dataloaders(rows, bs=bs, num_workers=cfg.workers, device="cpu")
     dls.loaders.append(dls.test_dl(part(data.test.tolist()), with_labels=True, rm_type_tfms=0))
     dls.train.alternate = mirrored and weak

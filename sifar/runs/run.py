@@ -431,7 +431,8 @@ def describe_run(run, cfg, learn, args):
 def say_steps(cfg, dls):
     "Log what the batch size makes of few images, and whether those of a folder are mirrored."
     steps, left = len(dls.train), dls.train.n - len(dls.train) * dls.train.bs
-    if steps < 10: log.info("Careful: an epoch has but %d steps: a smaller --bs learns more in each", steps)
+    if steps < 10 and not cfg.dry_run:
+        log.info("Careful: an epoch has but %d steps: a smaller --bs learns more in each", steps)
     if left: log.info("%d images, others in each epoch, fill no batch and are left out of it", left)
     if is_own(cfg.dataset) and cfg.mirror == "auto":
         log.info("Images are mirrored too; --mirror off where left and right make a difference, as in signs")
