@@ -98,7 +98,7 @@ def test_workers_change_nothing_but_who_does_the_work(workers):
 
 
 def test_a_folder_smaller_than_a_batch_trains(image_folder, tmp_path):
-    dls = get_dls(TrainConfig(dataset=str(image_folder), data=str(tmp_path), sz=24))
+    dls = get_dls(TrainConfig(dataset=str(image_folder), data=str(tmp_path), sz=24, bs=128))
     ((x, y),) = dls.train
     assert x.shape == (48, 3, 24, 24) and sorted(y.tolist()) == [0] * 24 + [1] * 24
 
@@ -259,7 +259,7 @@ def test_other_item_transforms_are_used(tmp_path, tiny_cifar):
 
 
 def test_a_copied_data_set_keeps_its_images():
-    dls = copy.deepcopy(get_dls(digits()))
+    dls = copy.deepcopy(get_dls(digits(bs=128)))
     assert dls.one_batch()[0].shape[0] == 128
 
 

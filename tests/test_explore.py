@@ -60,7 +60,7 @@ def test_lr_find_has_one_size_of_images_that_of_the_first_epoch():
 
 
 def test_lr_find_works_where_an_epoch_is_one_batch(image_folder, tmp_path):
-    cfg = TrainConfig(dataset=str(image_folder), data=str(tmp_path), arch="resnet8", sz=8)
+    cfg = TrainConfig(dataset=str(image_folder), data=str(tmp_path), arch="resnet8", sz=8, bs=128)
     assert len(get_dls(cfg).train) == 1 and set(find_lr(cfg, get_dls(cfg))[0]) == set(SUGGESTIONS)
 
 
