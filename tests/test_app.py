@@ -290,7 +290,7 @@ def test_without_a_model_the_page_says_how_to_make_one(tmp_path):
     (tmp_path / "sifar").symlink_to(ROOT / "sifar")
     page = Page(tmp_path, cwd=tmp_path)
     try:
-        assert "python export.py" in str(Client(page.url, verbose=False).config)
+        assert "export.py" in str(Client(page.url, verbose=False).config)
     finally:
         page.close()
 
