@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo app test test-all faults
+.PHONY: demo app test test-all faults matrix
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
@@ -22,6 +22,9 @@ test-all: .venv/installed-dev
 
 faults: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow tests/faults
+
+matrix: .venv/installed
+	$(BIN)/python -m bench.matrix
 
 .venv/bin/pip:
 	$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('sifar needs Python 3.11 or newer: make PYTHON=python3.12')"
