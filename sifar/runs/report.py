@@ -184,12 +184,14 @@ def label_metrics(data, cfg, test):
 def label_text(metrics):
     "What the report says of twins and labels of test; None for older runs and without test."
     without, share = metrics.get("without_twins"), metrics.get("doubted")
-    text = []
-    if without:
-        n = metrics["images"]["test"]
+    text, n = [], metrics["images"]["test"]
+    if without and without["images"] == n: text.append("No test image has a twin in train or valid.")
+    elif without:
         text.append(f"{n - without['images']:,} of {n:,} test images have a twin in train or valid; top-1 of "
                     f"the others is {100 * without['top1']:.2f} %.")
-    if share is not None: text.append(f"The model doubts the labels of {100 * share:.1f} % of test.")
+    # a model that is mostly wrong is no judge
+    if share is not None and metrics["test"]["top1"] > 0.5:
+        text.append(f"The model doubts the labels of {100 * share:.1f} % of test.")
     return " ".join(text) or None
 
 
