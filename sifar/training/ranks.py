@@ -41,8 +41,8 @@ class Ranks(Callback):
 
 
 def total(x):
-    "The sum of the tensor `x` over all processes, in place; alone, `x` itself."
-    if world() > 1: dist.all_reduce(x)
+    "The sum of the tensor `x` over all processes, in place."
+    dist.all_reduce(x)
     return x
 
 
