@@ -77,6 +77,9 @@ def called(script):
     return f"sifar-{Path(script).stem}" if ROOT == SCRIPTS else script
 
 
+def counted(n, noun): return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def relative(path):
     "`path` as seen from the working directory, unless it lies far away."
     near = Path(path).is_relative_to(Path.cwd())

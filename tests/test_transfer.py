@@ -221,3 +221,30 @@ def test_a_card_says_what_a_model_started_from(exported, tmp_path):
     about = json.loads((exported[0] / "model.json").read_text())
     assert about["init"] is None and b"started from" not in model_card(about)
     assert b"It started from the weights of cifar100" in model_card({**about, "init": "cifar100"})
+
+
+def test_of_epochs_that_are_equally_right_the_one_of_the_smallest_loss_counts(image_folder, tmp_path, capsys):
+    here = "--dataset", image_folder, "--data", tmp_path, "--runs", tmp_path / "runs", "--arch", "resnet8"
+    run(*here, "--epochs", 6, "--bs", 8, "--lr", 0.02, "--name", "a")
+    path = tmp_path / "runs" / "pets" / "a"
+    best, rows = json.loads((path / "metrics.json").read_text()), history(path)
+    tied = [row for row in rows if row["top1"] == max(row["top1"] for row in rows)]
+    assert len(tied) > 1 and tied[0] != min(tied, key=lambda row: float(row["valid_loss"]))
+    assert best["valid"]["loss"] == pytest.approx(min(float(row["valid_loss"]) for row in tied), rel=1e-3)
+    assert rows[best["best_epoch"] - 1] == min(tied, key=lambda row: float(row["valid_loss"]))
+    assert "top-1 %  balanced " in capsys.readouterr().out
+
+
+def test_weights_that_cannot_be_had_are_named_before_a_picture_is_read(image_folder, tmp_path, capsys):
+    here = "--dataset", image_folder, "--data", tmp_path, "--runs", tmp_path / "runs"
+    with pytest.raises(SystemExit):
+        run(*here, "--init", tmp_path / "nowhere")
+    assert "nowhere has no weights" in capsys.readouterr().err and not list(tmp_path.glob("cache/*.npz"))
+
+
+def test_a_run_that_trains_the_head_alone_says_so(image_folder, exported, tmp_path, capsys):
+    here = "--dataset", image_folder, "--data", tmp_path, "--runs", tmp_path / "runs", "--init", exported[0]
+    run(*here, "--epochs", 1)
+    said = capsys.readouterr().out
+    assert "the head alone is trained, as --freeze 2 leaves nothing of 1 epoch\n" in said
+    assert " 1 epoch in 0:0" in said

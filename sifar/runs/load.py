@@ -16,6 +16,7 @@ from ..errors import UserError, one_line
 from ..files import open_plain
 from ..training.callbacks import DAMAGED, RunLog, SaveBest, SaveLast, fingerprint, load_weights
 from ..training.learner import get_learner
+from ..training.metrics import best_row
 from .run import Run, check_row, last_checkpoint
 
 # ---- to go on ----
@@ -130,9 +131,9 @@ def is_ahead(run, state):
     """Whether the run was killed after it had written a better best.pth, before last.pth.
 
     history.csv is written before both. That epoch begins anew, and then writes best.pth again."""
-    with suppress(UserError):
+    with suppress(UserError, TypeError):        # TypeError: of an epoch without valid
         rows = Run(run).history()
-        return len(rows) == state["epoch"] + 1 and (rows[-1]["top1"] or 0) > state["best"]
+        return len(rows) == state["epoch"] + 1 and best_row(rows, Run(run).settings.monitor) is rows[-1]
     return False
 
 

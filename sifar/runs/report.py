@@ -21,9 +21,9 @@ from ..data.twins import tested_twins
 from ..distributed import gather, is_first
 from ..errors import visible
 from ..files import write_file
-from ..log import log, log_to_screen, quiet_imports
+from ..log import counted, log, log_to_screen, quiet_imports
 from ..plots import bars, curves, matrix, sheet, short
-from ..training.metrics import FEW, balanced_accuracy, macro_f1
+from ..training.metrics import FEW, balanced_accuracy, best_row, macro_f1
 from .calibration import (
     KEPT,
     calibration_error,
@@ -90,8 +90,8 @@ def write_report(learn, cfg, history, notes=(), chosen=True):
     for split in ("valid", "test"): log_figures(split, metrics[split], metrics["classes"])
     say_unknown(learn.dls.vocab, found)
     if text := label_text(metrics): log.info("%s", text)
-    log.info("%d epochs in %s, %.0f images/s; all of it is in %s",
-             metrics["epochs"], duration(metrics["seconds"]), metrics["images_per_second"], learn.path)
+    log.info("%s in %s, %.0f images/s; all of it is in %s", counted(metrics["epochs"], "epoch"),
+             duration(metrics["seconds"]), metrics["images_per_second"], learn.path)
     run = Run(learn.path)
     # a training may have begun meanwhile that goes on with this run
     if not notes and run.settings.epochs == len(history): write_metrics(learn.path, metrics)
@@ -114,7 +114,7 @@ def say_unknown(vocab, found, most=10):
     pred = found[split]
     labels = pred.targs, pred.targs[pred.preds == pred.targs]
     n, right = (np.bincount(o, minlength=len(vocab)) for o in labels)
-    zero = [f"{vocab[c]} ({n[c]} images)" for c in np.flatnonzero((n > 0) & (right == 0))]
+    zero = [f"{vocab[c]} ({counted(n[c], 'image')})" for c in np.flatnonzero((n > 0) & (right == 0))]
     if not zero: return
     more = ", ..." if len(zero) > most else ""
     log.warning("Not one %s image is recognised of: %s%s", split, ", ".join(zero[:most]), more)
@@ -126,8 +126,7 @@ def get_metrics(learn, cfg, history, found, chosen):
     from fastai.callback.hook import total_params
     data = learn.dls.data
     valid = [row for row in history if chosen and row["top1"] is not None]
-    # of equal ones the first
-    best = max(valid, key=lambda row: chosen_by(row, cfg.monitor), default={"epoch": None})
+    best = best_row(valid, cfg.monitor) if valid else {"epoch": None}
     speeds = [row["images_per_second"] for row in history]
     figures = {split: pred.metrics() for split, pred in found.items()}
     return {
@@ -146,13 +145,6 @@ def get_metrics(learn, cfg, history, found, chosen):
         "images": {split: len(getattr(data, split)) for split in SPLITS},
         "images_of_class": {split: data.counts(split).tolist() for split in SPLITS},
     }
-
-
-def chosen_by(row, monitor):
-    "What of a row of the history is the larger, the better, for --monitor."
-    if monitor == "loss": return -row["valid_loss"]
-    # runs that are older have no balanced accuracy
-    return row.get("balanced") if monitor == "balanced" else row["top1"]
 
 
 def confidence_metrics(learn, cfg, found):
@@ -252,7 +244,7 @@ def summary(metrics):
                      metrics["images"][split]))
     if metrics["best_epoch"]: chosen = f"Epoch {metrics['best_epoch']} was chosen on valid"
     else: chosen = "These are the weights of the last epoch"
-    epochs = "1 epoch" if metrics["epochs"] == 1 else f"{metrics['epochs']} epochs"
+    epochs = counted(metrics["epochs"], "epoch")
     unknown = metrics.get("unknown")                # older runs have none
     text = (f"{chosen}; {metrics['parameters']:,} parameters, {epochs} in {duration(metrics['seconds'])}, "
             f"{metrics['images_per_second']:.0f} images/s, seed {metrics['seed']}.")
@@ -449,7 +441,7 @@ def report(run):
     sources = [run.history] if run.archived else [partial(saved_history, run.path), run.history]
     history = attempt(notes, *sources) or []
     if len(history) < run.settings.epochs:
-        epochs = f"{len(history)} of {run.settings.epochs} epochs"
+        epochs = f"{len(history)} of {counted(run.settings.epochs, 'epoch')}"
         notes.append(f"The run is not finished: {epochs}. This is what there is.")
         log.info("%s", notes[-1])
     learn = attempt(notes, partial(new_learner, run))

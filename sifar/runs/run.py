@@ -21,7 +21,7 @@ from ..config import FREE_ON_RESUME, TrainConfig, flag, is_own, parse_sizes
 from ..distributed import from_first, is_first, world
 from ..errors import UserError, explain, name_batch_size, one_line
 from ..files import LEFT_OVER, ROOT, identity, read_file, read_json, remove_left_overs, write_file
-from ..log import command, log, log_to_file
+from ..log import command, counted, log, log_to_file
 
 PACKAGES = "torch", "torchvision", "fastai", "albumentations", "timm", "numpy"
 # what a run has before its first checkpoint
@@ -161,8 +161,8 @@ def parse_row(text):
 
 def check_row(row):
     "Check a dictionary of an epoch of the history. Errors: ValueError, TypeError, KeyError."
-    if any(row[k] is None for k in ALWAYS) or not set(ON_VALID) <= set(row):
-        raise ValueError("a value is missing")
+    on_valid = {row[k] is None for k in ON_VALID}           # all of them have a value, or none
+    if any(row[k] is None for k in ALWAYS) or len(on_valid) > 1: raise ValueError("a value is missing")
     check_type("epoch", row["epoch"], int)
     for value in row.values():
         if value is not None: check_figure(value)
@@ -432,8 +432,12 @@ def say_steps(cfg, dls):
     "Log what the batch size makes of few images, and whether those of a folder are mirrored."
     steps, left = len(dls.train), dls.train.n - len(dls.train) * dls.train.bs
     if steps < 10 and not cfg.dry_run:
-        log.info("Careful: an epoch has but %d steps: a smaller --bs learns more in each", steps)
-    if left: log.info("%d images, others in each epoch, fill no batch and are left out of it", left)
+        log.info("Careful: an epoch has but %s: a smaller --bs learns more in each", counted(steps, "step"))
+    if left: log.info("Left out of each epoch, as they fill no batch: %s, others each time",
+                      counted(left, "image"))
+    if cfg.freeze >= cfg.epochs and not cfg.dry_run:
+        log.info("Careful: the head alone is trained, as --freeze %d leaves nothing of %s",
+                 cfg.freeze, counted(cfg.epochs, "epoch"))
     if is_own(cfg.dataset) and cfg.mirror == "auto":
         log.info("Images are mirrored too; --mirror off where left and right make a difference, as in signs")
 

@@ -28,7 +28,7 @@ from ..cli import ending_signals
 from ..errors import UserError, one_line
 from ..files import identity, open_plain, write_file
 from ..log import leave_closed_terminal, log
-from .metrics import FEW
+from .metrics import FEW, best_row
 from .precision import needs_scaling, runs_by_itself, small_convs
 
 WHAT_TO_DO = "start a new run with a smaller --lr. The last checkpoint is good."
@@ -333,15 +333,16 @@ def check_folder(learn):
 class RunLog(Callback):
     """The epochs as a table in the log and in history.csv, and their progress on `bar`, a rich Progress.
 
-    history: a dictionary an epoch, with the keys of `columns`; a value is None where there is no
-    validation set. After the fit it is `learn.history`."""
+    balanced: show the balanced accuracy instead of top-5, as it does anyway of few classes, where nearly all
+    are among the five likeliest. history: a dictionary an epoch, with the keys of `columns`; a value is
+    None where there is no validation set. After the fit it is `learn.history`."""
     order = 55                  # after fastai's Recorder (50), before what saves (60)
     columns = (
         "epoch", "train_loss", "valid_loss", "top1", "top5", "lr", "seconds", "images_per_second", "balanced")
-    header = "epoch  train loss  valid loss   top-1 %   top-5 %        lr  images/s     time"
+    header = "epoch  train loss  valid loss   top-1 %  {:>8}        lr  images/s     time"
 
-    def __init__(self, bar):
-        self.bar = bar
+    def __init__(self, bar, balanced=False):
+        self.bar, self.balanced = bar, balanced
         self.history = []
         self.changed = None             # what is given back after the fit
 
@@ -353,7 +354,8 @@ class RunLog(Callback):
         # through __dict__, as fastai warns at an assignment
         self.recorder.__dict__["smooth_loss"] = SmoothLoss()
         self.start, self.suspended = time.perf_counter(), False
-        log.info(self.header)
+        self.shown = "balanced" if self.balanced or self.dls.c <= FEW else "top5"
+        log.info(self.header.format("balanced" if self.shown == "balanced" else "top-5 %"))
 
     def note_suspension(self, *args): self.suspended = True
 
@@ -393,8 +395,7 @@ class RunLog(Callback):
         values = self.epoch + 1, loss, valid_loss, top1, top5, lr, seconds, self.images_per_second, balanced
         row = dict(zip(self.columns, values))
         self.history.append(row)
-        # of few classes nearly all are among the five likeliest
-        log.info(line(row if self.dls.c > FEW else {**row, "top5": None}))
+        log.info(line(row, self.shown))
         self.write()
 
     def write(self):
@@ -414,15 +415,15 @@ class RunLog(Callback):
     def after_fit(self): self.after_cancel_fit()
 
 
-def line(row):
-    "A row of the table in the log, at most 80 columns wide."
+def line(row, shown="top5"):
+    "A row of the table in the log, at most 80 columns wide; `shown` is the column behind top-1."
     minutes, seconds = divmod(round(row["seconds"]), 60)
     return "  ".join((
         f"{row['epoch']:>5}",
         cell(row["train_loss"], "10.4f"),
         cell(row["valid_loss"], "10.4f"),
         cell(row["top1"], "8.2%"),
-        cell(row["top5"], "8.2%"),
+        cell(row[shown], "8.2%"),
         f"{row['lr']:>8.5f}",
         f"{row['images_per_second']:>8.0f}",
         f"{minutes:>4}:{seconds:02}"))
@@ -452,12 +453,15 @@ class SaveBest(SaveModelCallback):
     sha256 = None               # of the file
 
     def __init__(self, monitor="accuracy"):
+        self.setting = monitor
         monitor = "valid_loss" if monitor == "loss" else monitor
         super().__init__(monitor=monitor, fname="best", reset_on_fit=False)
 
     def after_epoch(self):
         TrackerCallback.after_epoch(self)   # SaveModelCallback's own would write the file in place
-        if self.new_best: self.sha256 = save_weights(self.learn, self.fname)
+        history = self.run_log.history
+        # new_best would keep the first of equal epochs
+        if best_row(history, self.setting) is history[-1]: self.sha256 = save_weights(self.learn, self.fname)
 
     def after_fit(self):
         if weights_path(self.learn, self.fname).exists(): load_weights(self.learn, self.fname)

@@ -31,13 +31,14 @@ from .precision import DTYPES, needs_autocast, pick_device, pick_precision, prep
 from .ranks import Ranks
 from .recipe import RecipeLearner
 from .trackers import trackers
-from .transfer import start_from
+from .transfer import fitting_weights, start_from
 
 
 def check_machine(cfg):
-    "Raise a UserError for a device or an architecture that is not there, before any data is read."
+    "Raise a UserError for a device, model or weights that cannot be had, before any data is read."
     pick_device(cfg.device)
     check_arch(cfg.arch)
+    if cfg.init and not cfg.resume: fitting_weights(get_model(cfg.arch, 2, (cfg.sz, *image_sizes(cfg))), cfg)
     check_divides(cfg)
     if cfg.sync_bn and not cfg.resume and (world() == 1 or pick_device(cfg.device).type != "cuda"):
         raise UserError("--sync-bn is for several processes on GPUs, as torchrun starts them.")
@@ -107,7 +108,8 @@ def sample_images(dls, n=5000):
 
 def run_callbacks(learn, cfg, bar):
     "The callbacks of a training run that is kept in the folder `learn.path`; its progress is on `bar`."
-    cbs = [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal(), RunLog(bar)]
+    cbs = [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal()]
+    cbs.append(RunLog(bar, cfg.balance != "none" or cfg.monitor == "balanced"))
     if not is_first(): return cbs       # what is kept, one process keeps
     cbs.append(SameFolder())
     # else nothing is chosen: the last weights count

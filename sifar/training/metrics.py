@@ -1,4 +1,4 @@
-"""Accuracies that count every class alike, however many images it has."""
+"""Accuracies that count every class alike, however many images it has; and the epoch that is best."""
 import numpy as np
 
 from ..distributed import gather
@@ -24,3 +24,14 @@ def macro_f1(preds, targs):
     right, taken, there = (np.bincount(o, minlength=size) for o in (targs[preds == targs], preds, targs))
     both = taken + there
     return float((2 * right[both > 0] / both[both > 0]).mean())
+
+
+def best_row(history, monitor):
+    "The row of `history` that is best on valid by --monitor; of equal ones the one of the smallest loss."
+    def figures(row):
+        if monitor == "loss": return (-row["valid_loss"],)
+        balanced = row.get("balanced")
+        # runs from before there was a balanced accuracy kept the first of equal ones
+        tie = 0 if balanced is None else -row["valid_loss"]
+        return (balanced or 0) if monitor == "balanced" else row["top1"], tie
+    return max(history, key=figures)

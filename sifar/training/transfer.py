@@ -18,14 +18,19 @@ def start_from(model, cfg):
     """Fill `model` with the weights of cfg.init; what does not fit stays as it is, and is named in the log.
 
     Errors: UserError where they cannot be read, or are of another architecture."""
-    weights, own = read_weights(cfg), model.state_dict()
-    fit = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
+    own, fit = model.state_dict(), fitting_weights(model, cfg)
     new = [k for k in own if k not in fit]
-    if len(fit) < len(own) / 2:
-        what = f"--init {cfg.init} has weights of another architecture than --arch {cfg.arch}"
-        raise UserError(f"{what}: {len(fit)} of {len(own)} tensors fit. Give the --arch that it has.")
     model.load_state_dict({**own, **fit})
     log.info("Starts from %s; new are %s", Path(cfg.init).name, ", ".join(new) or "no layers")
+
+
+def fitting_weights(model, cfg):
+    "Those tensors of cfg.init, by name, that `model` has in the same shape. Errors: as `start_from`."
+    own = model.state_dict()
+    fit = {k: v for k, v in read_weights(cfg).items() if k in own and v.shape == own[k].shape}
+    if len(fit) >= len(own) / 2: return fit
+    what = f"--init {cfg.init} has weights of another architecture than --arch {cfg.arch}"
+    raise UserError(f"{what}: {len(fit)} of {len(own)} tensors fit. Give the --arch that it has.")
 
 
 def read_weights(cfg):
