@@ -8,7 +8,7 @@ from pathlib import Path
 from sifar.cli import one_line_errors, parse_args, without_flags
 from sifar.distributed import joined
 from sifar.errors import name_batch_size
-from sifar.log import command, log, log_to_screen, progress, quiet_imports
+from sifar.log import command, log, log_to_screen, progress, quiet_imports, say_once
 
 # What takes seconds to import is imported where it is used: --help and wrong flags are answered at once.
 
@@ -66,7 +66,7 @@ def dry_run(cfg, args):
     "One batch through everything, in a folder that is deleted afterwards."
     with tempfile.TemporaryDirectory() as runs:
         train(replace(cfg, epochs=1, runs=runs, name=None, resume=None, wandb=False), args)
-    log.info("The dry run went through; no run folder was kept.")
+    log.info("The dry run of one batch went through; no run folder was kept.")
 
 
 def explore(cfg, args):
@@ -97,6 +97,7 @@ def train_seeds(cfg, args):
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
     todo = [replace(cfg, seed=seed, seeds=1, name=f"{cfg.name}-{seed}") for seed in seeds]
     for one in todo: check_free(run_path(one))
+    say_once()
     if cfg.lr == "auto": cfg = replace(cfg, lr=shared_lr(cfg))
     runs = []
     for one in todo:

@@ -20,6 +20,7 @@ from .files import ROOT, SCRIPTS
 # rich believes FORCE_COLOR even where the terminal is a file
 console = Console(highlight=False, emoji=False, force_terminal=None if sys.stdout.isatty() else False)
 log = logging.getLogger("sifar")
+RESULT = {"result": True}       # log.info(..., extra=RESULT) is shown each time: see say_once
 
 
 class Visible(logging.Formatter):
@@ -53,6 +54,16 @@ def log_to_screen():
     handler.handleError = lambda record: None
     log.handlers[:] = [handler]
     log.propagate = False
+
+
+def say_once():
+    "Show each line but once from here on, as trainings of several seeds begin alike; and RESULTs again."
+    shown = set()
+    def is_new(record):
+        seen, text = len(shown), record.getMessage()
+        shown.add(text)
+        return len(shown) > seen or hasattr(record, "result")
+    for handler in log.handlers: handler.addFilter(is_new)
 
 
 def progress():

@@ -14,7 +14,7 @@ import export
 import train
 from sifar import Predictor, TrainConfig, UserError, load_learner
 from sifar.data.datasets import load_data
-from sifar.data.folder import say_larger
+from sifar.data.folder import larger_size
 from sifar.data.image import read_image
 from sifar.runs import report
 
@@ -337,19 +337,18 @@ def test_a_report_without_its_table_says_so_and_names_no_folder(tmp_path):
 # ---- how large, and how a picture becomes square ----
 
 
-def test_a_larger_size_is_proposed_for_large_pictures_alone(tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_a_larger_size_is_proposed_for_large_pictures_alone(tmp_path, capsys):
     for name, size in (("large", (300, 200)), ("small", (90, 60))):
         for c in PETS:
             write_images(tmp_path / name / c, 10, size=size)
-    load(tmp_path / "small", tmp_path)
-    load(tmp_path / "large", tmp_path, sz=48)
-    say_larger(10**7 * [tmp_path / "large" / "cat" / "000.png"])
-    assert "--sz" not in caplog.text, "small, one was given, no machine can train it"
-    load(tmp_path / "large", tmp_path)
-    assert "200 pixels or more on their shorter side: --sz 128 shows more" in caplog.text
-    assert "some 16 times as long" in caplog.text
-
+    run(*on_pictures(tmp_path / "small", tmp_path), "--name", "a")
+    run(*on_pictures(tmp_path / "large", tmp_path), "--sz", 48)
+    assert larger_size(200, 10**7) is None, "no machine can train it"
+    assert "--sz" not in capsys.readouterr().out, "small, or one was given"
+    run(*on_pictures(tmp_path / "large", tmp_path), "--dry-run")
+    assert "some 200 pixels: --sz 128 shows more of them, 16 times as slowly" in capsys.readouterr().out
+    run("--resume", tmp_path / "runs" / "small" / "a", "--epochs", 2)
+    assert "--mirror" not in capsys.readouterr().out, "what was chosen is not told again"
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
@@ -382,3 +381,15 @@ def test_a_picture_becomes_square_alike_in_training_and_in_use(tmp_path, fit):
 def test_a_long_thin_picture_is_padded(tmp_path):
     x = np.asarray(read_image(np.full((1, 900, 3), 255, np.uint8), 32, fit="pad"))
     assert (x == 255).all((1, 2)).sum() == 1 and (x == 127).all((1, 2)).sum() == 31
+
+
+def test_trainings_of_several_seeds_say_once_what_they_share(tmp_path, capsys):
+    make(tmp_path / "pets", "cat", "dog", n=10)
+    (tmp_path / "pets" / "cat" / "notes.txt").write_text("no picture")
+    run(*on_pictures(tmp_path / "pets", tmp_path), "--seeds", 2, "--name", "a")
+    out = capsys.readouterr().out
+    for words in "2 classes: cat, dog", "no pictures (.txt): 1", "--mirror off", "parameters;":
+        assert out.count(words) == 1, words
+    for words in "train loss", "test   top-1", "Training in":
+        assert out.count(words) == 2, words
+    assert out.count("1 epoch of 2 x 8 images") == 1

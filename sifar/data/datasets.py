@@ -30,6 +30,7 @@ class ImageData:
     mirrored: bool = True                   # whether a mirrored image is one of the same class
     names: list = field(default_factory=list)           # its path, or where there is none train/0
     unreadable: dict = field(default_factory=dict)      # why by the path of the file
+    side: int = 0                           # the shorter one of half of the pictures in a folder, or more
     fixes: dict = field(default_factory=dict)           # what a table of fixes has changed
 
     def __deepcopy__(self, memo): return self       # nothing of it is ever changed
@@ -92,10 +93,11 @@ def say_classes(data, most=10):
     names = data.vocab if len(data.vocab) <= most else [*data.vocab[:5], "...", *data.vocab[-3:]]
     counts = {split: data.counts(split) for split in SPLITS}
     few, many = (data.vocab[c] for c in (counts["train"].argmin(), counts["train"].argmax()))
+    least, most_of = counts["train"].min(), counts["train"].max()
+    of_class = f"{least} ({few}) to {most_of} ({many})" if least < most_of else f"{least} in each"
     log.info("%d classes: %s", len(data.vocab), ", ".join(names))
-    log.info("%s; training images of a class: %d (%s) to %d (%s)",
-             ", ".join(f"{n.sum():,} {split}" for split, n in counts.items()),
-             counts["train"].min(), few, counts["train"].max(), many)
+    log.info("%s; training images of a class: %s",
+             ", ".join(f"{n.sum():,} {split}" for split, n in counts.items()), of_class)
     for split in ("valid", "test"):
         without = [c for c, n in zip(data.vocab, counts[split]) if not n]
         if not without or not counts[split].any(): continue

@@ -12,9 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from ..config import TrainConfig
 from ..errors import UserError, one_line
 from ..files import open_plain, write_file
 from ..log import console, log
@@ -44,7 +42,6 @@ def read_folder(path, sz, cache, table=None, fit="halfway"):
         i, why = next(iter(bad.items()))
         raise UserError(f"{path}: {share}: mend or remove them. The first: {listed[i][2].name} {why}")
     good = [entry for i, entry in enumerate(listed) if i not in bad]
-    if sz == TrainConfig.sz: say_larger([file for *_, file in good])
     vocab = check_readable(path, listed, good)
     index = {c: i for i, c in enumerate(vocab)}
     labels = np.array([index[c] for _, c, _ in good])
@@ -55,7 +52,8 @@ def read_folder(path, sz, cache, table=None, fit="halfway"):
     names = [shown(file.relative_to(path)) for *_, file in listed]
     unreadable = {names[i]: why for i, why in bad.items()}
     files = [name for i, name in enumerate(names) if i not in bad]
-    return images, labels, split, vocab, {"files": files, "unreadable": unreadable}
+    side = median_side([file for *_, file in good])
+    return images, labels, split, vocab, {"files": files, "unreadable": unreadable, "side": side}
 
 
 def shown(path):
@@ -63,21 +61,22 @@ def shown(path):
     return path.as_posix().encode(errors="backslashreplace").decode()
 
 
-def say_larger(files):
-    "Propose a larger --sz than 32 where the pictures are large, as far as this machine can train on it."
-    sides = sorted(map(shorter_side, files[::max(1, len(files) // 50)]))
-    median = sides[len(sides) // 2]
-    # a ResNet-18 in bfloat16 on images of 32 pixels, roughly: see README.md
-    speed = 20_000 if torch.cuda.is_available() else 100 * (os.cpu_count() or 1)
-    def fits(side): return side <= median and len(files) * (side / 32)**2 / speed <= LONGEST
-    side = max(filter(fits, (64, 96, 128, 224)), default=None)
-    if not side: return
-    log.info("The pictures are large, half of them have %d pixels or more on their shorter side: "
-             "--sz %d shows more of them, and takes some %d times as long", median, side, (side / 32)**2)
+def median_side(files):
+    "The median of the shorter sides of some 50 pictures."
+    return int(np.median([*map(shorter_side, files[::max(1, len(files) // 50)])]))
 
 
 def shorter_side(file):
     with explained(file, MAX_PIXELS), open_image(file) as img: return min(img.size)
+
+
+def larger_size(side, n):
+    "The largest --sz up to `side` with which this machine can train on `n` images; None where 32 is."
+    import torch  # here, as --help for a folder should be quick
+    # a ResNet-18 in bfloat16 on images of 32 pixels, roughly: see README.md
+    speed = 20_000 if torch.cuda.is_available() else 100 * (os.cpu_count() or 1)
+    def fits(sz): return sz <= side and n * (sz / 32)**2 / speed <= LONGEST
+    return max(filter(fits, (64, 96, 128, 224)), default=None)
 
 
 def list_pictures(path, cache, table=None):

@@ -21,7 +21,7 @@ from ..data.twins import tested_twins
 from ..distributed import gather, is_first
 from ..errors import visible
 from ..files import write_file
-from ..log import counted, log, log_to_screen, quiet_imports
+from ..log import RESULT, counted, log, log_to_screen, quiet_imports
 from ..plots import bars, curves, matrix, sheet, short
 from ..training.metrics import FEW, balanced_accuracy, best_row, macro_f1
 from .calibration import (
@@ -87,11 +87,8 @@ def write_report(learn, cfg, history, notes=(), chosen=True):
     metrics = get_metrics(learn, cfg, history, found, chosen)
     metrics |= confidence_metrics(learn, cfg, found)
     metrics |= label_metrics(learn.dls.data, cfg, found.get("test"))
-    for split in ("valid", "test"): log_figures(split, metrics[split], metrics["classes"])
-    say_unknown(learn.dls.vocab, found)
-    if text := label_text(metrics): log.info("%s", text)
-    log.info("%s in %s, %.0f images/s; all of it is in %s", counted(metrics["epochs"], "epoch"),
-             duration(metrics["seconds"]), metrics["images_per_second"], learn.path)
+    # those of one batch say nothing
+    if not cfg.dry_run: say_results(learn, metrics, found)
     run = Run(learn.path)
     # a training may have begun meanwhile that goes on with this run
     if not notes and run.settings.epochs == len(history): write_metrics(learn.path, metrics)
@@ -99,12 +96,24 @@ def write_report(learn, cfg, history, notes=(), chosen=True):
     return metrics
 
 
+def say_results(learn, metrics, found):
+    "Log the figures of a run, what is odd in them, and where all of it is."
+    for split in ("valid", "test"): log_figures(split, metrics[split], metrics["classes"])
+    say_unknown(learn.dls.vocab, found)
+    if text := label_text(metrics): log.info("%s", text, extra=RESULT)
+    log.info("%s in %s, %.0f images/s; all of it is in %s", counted(metrics["epochs"], "epoch"),
+             duration(metrics["seconds"]), metrics["images_per_second"], learn.path)
+
+
 def log_figures(split, figures, classes):
-    if not figures: return log.info("%-5s  no images, so no figures", split)
-    top5 = f"  top-5 {100 * figures['top5']:.2f} %" if classes > FEW else ""
-    log.info("%-5s  top-1 %.2f %%%s  loss %.4f  balanced %.2f %%  (top-1 ± %.2f)",
-             split, 100 * figures["top1"], top5, figures["loss"],
-             100 * figures["balanced"], 100 * figures["top1_error"])
+    if not figures: return log.info("%-5s  no images, so no figures", split, extra=RESULT)
+    top1, top5, error, balanced = (
+        f"{100 * figures[k]:.2f}" for k in ("top1", "top5", "top1_error", "balanced"))
+    parts = [f"{split:<5}", f"top-1 {top1} % (± {error})"]
+    if classes > FEW: parts.append(f"top-5 {top5} %")
+    # of classes of one size it is top-1 itself
+    if balanced != top1: parts.append(f"balanced {balanced} %")
+    log.info("%s", "  ".join((*parts, f"loss {figures['loss']:.4f}")), extra=RESULT)
 
 
 def say_unknown(vocab, found, most=10):
@@ -117,8 +126,8 @@ def say_unknown(vocab, found, most=10):
     zero = [f"{vocab[c]} ({counted(n[c], 'image')})" for c in np.flatnonzero((n > 0) & (right == 0))]
     if not zero: return
     more = ", ..." if len(zero) > most else ""
-    log.warning("Not one %s image is recognised of: %s%s", split, ", ".join(zero[:most]), more)
-    log.warning("More images of a class help, or --balance sampler with --monitor balanced")
+    log.warning("Not one %s image is recognised of: %s%s", split, ", ".join(zero[:most]), more, extra=RESULT)
+    log.warning("More images of a class help, or --balance sampler with --monitor balanced", extra=RESULT)
 
 
 def get_metrics(learn, cfg, history, found, chosen):
@@ -150,12 +159,13 @@ def get_metrics(learn, cfg, history, found, chosen):
 def confidence_metrics(learn, cfg, found):
     """What metrics.json says of confidence, fitted on valid, and of images of unknown things.
 
-    Those are told from the images of test, or where there are none of valid."""
+    Those are told from the images of test, or where there are none of valid; they are as many at most."""
     valid, known = found.get("valid"), found.get("test", found.get("valid"))
     confidence = fit_confidence(valid.probs, valid.targs) if valid else None
     if not known: return {"confidence": confidence, "unknown": None}
     name, images = unknown_images(cfg.dataset)
-    dl = learn.dls.test_dl(list(images), rm_type_tfms=0)            # else fastai takes but row numbers
+    # rm_type_tfms: else fastai takes but row numbers
+    dl = learn.dls.test_dl(list(images[:len(known.rows)]), rm_type_tfms=0)
     with learn.no_bar(): probs, _ = learn.get_preds(dl=dl)
     figures = unknown_figures(known.probs, probs.numpy().astype(np.float64))
     return {"confidence": confidence, "unknown": {"images": name, **figures}}
@@ -165,7 +175,7 @@ def label_metrics(data, cfg, test):
     """What metrics.json says of the images of test, `test` being its Predictions.
 
     Top-1 of those without a twin in train or valid, and the share of labels that the model doubts."""
-    if not test: return {"without_twins": None, "doubted": None}
+    if not test or cfg.dry_run: return {"without_twins": None, "doubted": None}
     twin = tested_twins(data, Path(cfg.data) / "cache")
     right, without = test.preds == test.targs, None
     if twin is not None and not twin.all():

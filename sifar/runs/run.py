@@ -18,6 +18,7 @@ from types import NoneType
 from filelock import FileLock, Timeout
 
 from ..config import FREE_ON_RESUME, TrainConfig, flag, is_own, parse_sizes
+from ..data.folder import larger_size
 from ..distributed import from_first, is_first, world
 from ..errors import UserError, explain, name_batch_size, one_line
 from ..files import LEFT_OVER, ROOT, identity, read_file, read_json, remove_left_overs, write_file
@@ -384,7 +385,7 @@ def lock_folder(run):
 
 
 def say_start(run, cfg):
-    log.info("%s in %s", "Going on" if cfg.resume else "Training", run)
+    if not cfg.dry_run: log.info("%s in %s", "Going on" if cfg.resume else "Training", run)
     if not cfg.resume: return say_namesakes(run, cfg)
     before = read_settings(run).epochs
     if cfg.epochs > before:
@@ -414,22 +415,22 @@ def describe_run(run, cfg, learn, args):
     from fastai.callback.hook import total_params
     data, (parameters, _) = learn.dls.data, total_params(learn.model)
     images = [f"{len(rows):,}" for rows in (data.train, data.valid, data.test)]
-    log.info("%s: %s train, %s valid, %s test images of %d classes",
-             cfg.dataset, *images, len(data.vocab))
-    log.info("%s: %s parameters; %s, %s; batches of %d",
-             cfg.arch, f"{parameters:,}", learn.dls.device, about["precision"], learn.dls.train.bs)
-    if cfg.preset == "finetune":
-        log.info("--preset finetune, as for all folders of few images a class; "
-                 "--preset standard starts from nothing")
-    say_steps(cfg, learn.dls)
+    # of a folder that is said as it is read
+    if not is_own(cfg.dataset):
+        log.info("%s: %s train, %s valid, %s test images of %d classes",
+                 cfg.dataset, *images, len(data.vocab))
+    log.info("%s: %s parameters; %s, %s; %s of %d x %d images", cfg.arch, f"{parameters:,}",
+             learn.dls.device, about["precision"], counted(cfg.epochs, "epoch"),
+             len(learn.dls.train), learn.dls.train.bs)
+    if not cfg.resume: say_choices(cfg, learn.dls)
     last = parse_sizes(cfg.sizes)[-1] if cfg.sizes else cfg.sz
     if last < cfg.sz:
         log.info("Careful: the last epochs train on %d pixels, but validation and use see %d: "
                  "better let --sizes end with %d", last, cfg.sz, cfg.sz)
 
 
-def say_steps(cfg, dls):
-    "Log what the batch size makes of few images, and whether those of a folder are mirrored."
+def say_choices(cfg, dls):
+    "Log what follows from few images, and what one may want otherwise for a folder."
     steps, left = len(dls.train), dls.train.n - len(dls.train) * dls.train.bs
     if steps < 10 and not cfg.dry_run:
         log.info("Careful: an epoch has but %s: a smaller --bs learns more in each", counted(steps, "step"))
@@ -438,8 +439,14 @@ def say_steps(cfg, dls):
     if cfg.freeze >= cfg.epochs and not cfg.dry_run:
         log.info("Careful: the head alone is trained, as --freeze %d leaves nothing of %s",
                  cfg.freeze, counted(cfg.epochs, "epoch"))
-    if is_own(cfg.dataset) and cfg.mirror == "auto":
-        log.info("Images are mirrored too; --mirror off where left and right make a difference, as in signs")
+    if cfg.preset == "finetune":
+        log.info("For few images a class: --preset finetune; --preset standard starts from nothing")
+    if not is_own(cfg.dataset): return
+    if cfg.mirror == "auto":
+        log.info("Images are mirrored: --mirror off where left and right differ, as in signs")
+    larger = larger_size(dls.data.side, len(dls.data.images)) if cfg.sz == TrainConfig.sz else None
+    if larger: log.info("Pictures have some %d pixels: --sz %d shows more of them, %d times as slowly",
+                        dls.data.side, larger, (larger / 32)**2)
 
 
 def get_about(cfg, learn, commands):

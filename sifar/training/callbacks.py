@@ -27,7 +27,7 @@ from fastcore.all import L, noop
 from ..cli import ending_signals
 from ..errors import UserError, one_line
 from ..files import identity, open_plain, write_file
-from ..log import leave_closed_terminal, log
+from ..log import RESULT, leave_closed_terminal, log
 from .metrics import FEW, best_row
 from .precision import needs_scaling, runs_by_itself, small_convs
 
@@ -355,7 +355,7 @@ class RunLog(Callback):
         self.recorder.__dict__["smooth_loss"] = SmoothLoss()
         self.start, self.suspended = time.perf_counter(), False
         self.shown = "balanced" if self.balanced or self.dls.c <= FEW else "top5"
-        log.info(self.header.format("balanced" if self.shown == "balanced" else "top-5 %"))
+        log.info(self.header.format("balanced" if self.shown == "balanced" else "top-5 %"), extra=RESULT)
 
     def note_suspension(self, *args): self.suspended = True
 
@@ -395,7 +395,7 @@ class RunLog(Callback):
         values = self.epoch + 1, loss, valid_loss, top1, top5, lr, seconds, self.images_per_second, balanced
         row = dict(zip(self.columns, values))
         self.history.append(row)
-        log.info(line(row, self.shown))
+        log.info(line(row, self.shown), extra=RESULT)
         self.write()
 
     def write(self):
