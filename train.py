@@ -66,7 +66,7 @@ def dry_run(cfg, args):
     "One batch through everything, in a folder that is deleted afterwards."
     with tempfile.TemporaryDirectory() as runs:
         train(replace(cfg, epochs=1, runs=runs, name=None, resume=None, wandb=False), args)
-    log.info("The dry run of one batch went through; no run folder was kept.")
+    log.info("The dry run went through; no run folder was kept.")
 
 
 def explore(cfg, args):

@@ -58,7 +58,7 @@ def log_to_screen():
 
 def say_once():
     "Show each line but once from here on, as trainings of several seeds begin alike; and RESULTs again."
-    shown = set()
+    shown = set[str]()
     def is_new(record):
         seen, text = len(shown), record.getMessage()
         shown.add(text)
