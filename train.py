@@ -45,9 +45,9 @@ def train(cfg, args):
 
 def main(args=None):
     with one_line_errors():
-        cfg = parse_args(args)
         quiet_imports()
         log_to_screen()
+        cfg = parse_args(args)
         with joined(cfg.device): do(cfg, sys.argv[1:] if args is None else args)
 
 

@@ -71,7 +71,7 @@ def usual_preset(given):
     from .data.layout import trained_on
     table = Path(given.labels) if "labels" in given else None
     cache = Path(getattr(given, "data", TrainConfig().data)) / "cache"
-    _, listed = list_pictures(Path(given.dataset), cache, table)
+    _, listed, _ = list_pictures(Path(given.dataset), cache, table)
     n = sum(split in ("", "train") for split, *_ in listed)
     return "finetune" if n < FEW * len(trained_on(listed)) else "standard"
 

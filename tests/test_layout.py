@@ -110,6 +110,20 @@ def test_folders_that_are_no_classes_are_named(tmp_path, caplog):
     assert "no classes: _sample_images/, css/" in caplog.text
 
 
+def test_a_test_set_without_classes_is_left_out_by_name(tmp_path, caplog):
+    "As contests have it, and ASL's alphabet: test/test/A_test.jpg."
+    caplog.set_level("INFO")
+    make(tmp_path / "signs", "signs_train/signs_train/A", "signs_train/signs_train/B", n=10)
+    make(tmp_path / "signs", "signs_test/signs_test", n=3)
+    (tmp_path / "signs" / "LICENSE").write_text("no picture")
+    data = load(tmp_path / "signs", tmp_path)
+    assert data.vocab == ["A", "B"] and sizes(data) == (18, 2, 0)
+    assert "Not read, as nothing tells the classes of its pictures: signs_test/" in caplog.text
+    assert "no class folder" not in caplog.text and "no pictures (): 1" not in caplog.text
+    make(tmp_path / "signs", "signs_test/signs_test/A", "signs_test/signs_test/C")
+    assert "class 'C' of test/ is missing in train/" in refusal(tmp_path / "signs", tmp_path)
+
+
 @pytest.mark.parametrize("script", [(), ("--dry-run",), ("--show-batch",)])
 def test_every_start_says_classes_counts_and_splits(tmp_path, capsys, script):
     make(tmp_path / "things", *(f"train/c{i:02}" for i in range(12)), "train/c03/more")
@@ -217,6 +231,7 @@ def test_a_run_goes_on_where_its_folder_was_moved_to(tmp_path, capsys):
         (["id;breed", *(f"images/{c}{i};{c}" for c in PETS for i in range(10))], (16, 2, 2)),
         (["width,class id,Image", *(f"32,{c},{c}{i}" for c in PETS for i in range(10))], (16, 2, 2)),
         ([f"{c}{i}.png,{c}" for c in PETS for i in range(10)], (16, 2, 2)),
+        (["x,y,Path,ClassId", *(f"{i % 2:03},9,{c}{i},{c}" for c in PETS for i in range(10))], (16, 2, 2)),
         (
             ["name,label,is_valid", *(f"{c}{i},{c},{i > 7}" for c in PETS for i in range(10))],
             (16, 4, 0),
@@ -271,7 +286,12 @@ def test_what_is_wrong_in_a_table_is_named_with_its_row(tmp_path, rows, words):
 def test_pictures_in_one_folder_beside_a_table_name_the_flag(tmp_path):
     make(tmp_path / "pets", "images")
     (tmp_path / "pets" / "train.csv").write_text("id,label")
+    (tmp_path / "pets" / "sample_submission.csv").write_text("id,label")
     assert f"add --labels {tmp_path / 'pets' / 'train.csv'}" in refusal(tmp_path / "pets", tmp_path)
+    make(tmp_path / "pets", "train", "test")
+    shutil.rmtree(tmp_path / "pets" / "images")
+    text = refusal(tmp_path / "pets", tmp_path)
+    assert f"train has no class folders: if a table says which is which, add --labels {tmp_path}" in text
     assert "labels.csv is missing" in refusal(tmp_path / "pets", tmp_path, labels="labels.csv")
     with pytest.raises(UserError, match="--labels is for folders of images"):
         TrainConfig(dataset="digits", labels="labels.csv")

@@ -34,7 +34,8 @@ def read_folder(path, sz, cache, table=None, fit="halfway"):
     It has train/<class>/* and valid/ or test/ like it, or class folders alone; or the CSV file `table` says
     what each picture is. Errors: UserError for one class, an empty class, a class that training lacks, more
     than 10 % unreadable files."""
-    path, listed = list_pictures(path, cache, table)
+    path, listed, lines = list_pictures(path, cache, table)
+    for line in lines: log.info("%s", line)
     images, bad = read_images(path, [file for *_, file in listed], sz, cache, fit)
     say_skipped(listed, bad)
     if len(bad) > 0.1 * len(listed):
@@ -80,9 +81,11 @@ def larger_size(side, n):
 
 
 def list_pictures(path, cache, table=None):
-    "The folder `path`, or that of an archive, and its pictures: a list of (split or '', class, file)."
+    """The folder `path`, or that of an archive, its pictures as (split or '', class, file), and lines.
+
+    The lines say what is read, and what is not."""
     if path.is_file(): path = unpack(path, cache)
-    return path, list_labels(path, table) if table else list_folder(path)
+    return path, *(list_labels(path, table) if table else list_folder(path))
 
 
 def say_skipped(listed, bad, most=20):

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 from ..errors import UserError
-from ..log import log
 from .layout import SPLIT_WORDS, Folder, check_classes
 
 # names of columns in small letters, without signs between the words; the likeliest first
@@ -15,7 +14,7 @@ IS_VALID = {"true": "valid", "1": "valid", "false": "train", "0": "train"}
 
 
 def list_labels(path, table):
-    """The pictures of the folder `path` that `table`, a CSV file, names: a list as `list_folder` gives.
+    """The pictures of the folder `path` that `table`, a CSV file, names: what `list_folder` gives.
 
     Their paths are relative to the folder or to the table, or names alone, with or without extension.
     Errors: UserError, with the row."""
@@ -37,9 +36,10 @@ def list_labels(path, table):
             raise UserError(f"{where}: {row[file_at]} is {here} here, but {there} in row {first}.")
         if first == line: listed.append((split, label, file))
     check_classes(folder, listed)
-    log.info("%s: files from column %s, classes from column %s", table, names[file_at], names[label_at])
-    if rest := len(folder.all("files")) - len(listed): log.info("Not read, as the table lacks them: %d", rest)
-    return listed
+    lines = [f"{table}: files from column {names[file_at]}, classes from column {names[label_at]}"]
+    rest = len(folder.all("files")) - len(listed)
+    if rest: lines.append(f"Not read, as the table lacks them: {rest}")
+    return listed, lines
 
 
 def find_one(find, cell, path, where):
@@ -87,7 +87,8 @@ def columns(path, table, rows, find):
     names = [name.strip() for name in rows[0][1]]
     plain = [re.sub("[^a-z]", "", name.lower()) for name in names]
     sample = [row for _, row in rows[:100] if len(row) == len(names)]
-    hits = [sum(bool(find(row[i])) for row in sample) for i in range(len(names))]
+    # how many pictures it names: a column of numbers may name a few too
+    hits = [len({file for row in sample for file in find(row[i])[:1]}) for i in range(len(names))]
     if not any(hits):
         raise UserError(f"{table}: no column ({', '.join(names)}) names pictures in {path}.")
     file_at = hits.index(max(hits))

@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 from ..errors import UserError
-from ..log import log
 
 SPLIT_WORDS = {
     "train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
@@ -19,7 +18,7 @@ LEFT = {
 # Annotations and other files beside pictures. Anything else is tried: many pictures have odd names.
 NOTES = set(
     ".txt .csv .tsv .xml .json .jsonl .yaml .yml .md .html .css .js .py .pyc .ipynb .log .pdf .db .url "
-    ".mat .npy .npz .pkl .pth .h5 .zip .tar .gz".split())
+    ".mat .npy .npz .pkl .pth .h5 .zip .tar .gz .rar .7z .doc .docx .xlsx license licence readme".split())
 # A folder that holds one of these was written by sifar, or is a cache or a virtual environment.
 WRITTEN = {"training_log.txt", "CACHEDIR.TAG", "pyvenv.cfg"}
 
@@ -38,7 +37,7 @@ class Folder:
             if entry.name.startswith(".") or entry.name.lower() in LEFT: continue
             if entry.is_dir() and is_written(entry): self.written = True
             elif entry.is_dir(): self.folders.append(Folder(entry, (*around, real)))
-            elif entry.suffix.lower() in NOTES: self.notes.append(entry)
+            elif (entry.suffix or entry.name).lower() in NOTES: self.notes.append(entry)
             # a link without its target is told as unreadable later; devices and pipes are nothing
             elif entry.is_file() or entry.is_symlink(): self.files.append(entry)
 
@@ -71,20 +70,31 @@ def is_written(path):
 
 
 def list_folder(path):
-    "The pictures below `path`: a list of (split or '', class, file). Errors: UserError for wrong classes."
+    """The pictures below `path`, a list of (split or '', class, file), and lines on what is none of them.
+
+    Errors: UserError for wrong classes."""
     root = inner(Folder(path))
-    tops, listed = splits(root), []
+    tops, listed = splits(root), list[tuple]()
     # cats/train/, cats/test/, dogs/train/, ... where it is so in all of them
     of_class = {} if tops else {c.name: splits(c) for c in root.parts()}
     if of_class and all(of_class.values()):
         parts = [(split, name, part) for name, found in of_class.items() for split, part in found]
     else:
+        tops = labelled(tops)
         levels = [(split, inner(part, split)) for split, part in tops] or [("", root)]
-        parts = [(split, c.name, c) for split, level in levels for c in classes(level, split)]
+        parts = [(split, c.name, c) for split, level in levels for c in classes(level, split, root)]
     for split, name, part in parts: listed += [(split, name, file) for file in part.all("files")]
     check_classes(root, listed)
-    say_left(path, root, [root, *(inner(part, split) for split, part in tops)], listed)
-    return listed
+    return listed, left(path, root, tops, listed)
+
+
+def labelled(tops):
+    "The splits in `tops`, (split, Folder), that tell classes: the test sets of contests do not."
+    levels = [inner(part, split) for split, part in tops]
+    known = {c.name for (split, _), level in zip(tops, levels) if split == "train" for c in level.parts()}
+    def tells(level): return len(level.parts()) > 1 or any(c.name in known for c in level.parts())
+    return [top for top, level in zip(tops, levels)
+            if top[0] == "train" or tells(level) or not level.all("files")]
 
 
 def inner(folder, split=None):
@@ -115,17 +125,19 @@ def splits(folder):
     rests = Counter(rest for _, rest in {(split, rest) for split, rest, _ in found})
     if not found or max(rests.values()) == 1 and "" not in rests and (others or len(found) > 1): return []
     counts = Counter(split for split, *_ in found)
-    mend = renaming(found, len(rests))
+    mend, have = renaming(found, len(rests)), named_folders([part for *_, part in found])
     if counts["train"] != 1 or len(counts) < len(found) or len(rests) > 1:
-        have = ", ".join(f"{part.name}/" for *_, part in found)
         raise UserError(
             f"{folder.path} has {have}: it needs one train/, and at most one each of valid/ and test/{mend}.")
     if others:
-        name, listed = found[0][2].name, ", ".join(f"{part.name}/" for part in others)
+        beside, name = named_folders(others), found[0][2].name
         raise UserError(
-            f"{folder.path} has {listed} beside {name}/: only train/, valid/ and test/ are read there. "
-            f"Move what is no split away, or rename a class that is called {name}.")
+            f"{folder.path} has {beside} beside {have}: only train/, valid/ and test/ are read "
+            f"there. Move {beside} away, or rename a class that is called {name}.")
     return [(split, part) for split, _, part in found]
+
+
+def named_folders(folders): return ", ".join(f"{o.name}/" for o in folders)
 
 
 def renaming(found, kinds):
@@ -136,12 +148,12 @@ def renaming(found, kinds):
     return f": rename {', '.join(moves[:4])}" if moves else ""
 
 
-def classes(folder, split):
+def classes(folder, split, root):
     "The class folders in `folder`, of which `split` may be ''. Errors: UserError for what is none."
     found = folder.parts()
     if split and not found:
-        where = f"{folder.path}{os.sep}<class>{os.sep}"
-        raise UserError(f"{folder.path} has no class folders: its images belong into {where}.")
+        where = f"its images belong into {folder.path}{os.sep}<class>{os.sep}"
+        raise UserError(f"{folder.path} has no class folders: {use_table(root) or where}.")
     for c in found:
         if not c.all("files"):
             raise UserError(f"{c.path} is an empty class: put images into it, or remove it.")
@@ -174,12 +186,18 @@ def check_classes(root, listed):
     vocab, path = trained_on(listed), root.path
     if len(vocab) < 2:
         few = "1 class" if vocab else "0 classes"
-        where = "put images into train/<class>/, or into <class>/"
-        tables = [file for file in root.all("notes") if file.suffix.lower() == ".csv"]
-        if tables and root.all("files"): where = f"if a table says which is which, add --labels {tables[0]}"
-        raise UserError(f"{path} has {few}, but training needs two or more: {where}.")
+        where = "put images into train/<class>/ or <class>/, or name a table of them by --labels"
+        raise UserError(f"{path} has {few}, but training needs two or more: {use_table(root) or where}.")
     for split, c, file in listed:
         if c not in vocab: raise UserError(f"{file.parent}: class {c!r} of {split}/ is missing in train/.")
+
+
+def use_table(root):
+    "What to do where a table in `root` may say what the pictures are; None without one."
+    tables = [file for file in root.all("notes") if file.suffix.lower() == ".csv"]
+    # those of a contest that are to be filled in go last
+    tables.sort(key=lambda file: bool(re.search("sample|submi|test", file.name.lower())))
+    if tables and root.all("files"): return f"if a table says which is which, add --labels {tables[0]}"
 
 
 def trained_on(listed):
@@ -187,16 +205,22 @@ def trained_on(listed):
     return {c for split, c, _ in listed if split in ("", "train")}
 
 
-def say_left(path, root, levels, listed):
-    "Log where the pictures were found, and what of the folder is none of them."
-    if root.path != path: log.info("The pictures are read from %s", root.path)
-    beside = [f"{o.name}/" for level in levels for o in level.folders if o not in level.parts()]
-    if beside: log.info("Not read, as they are no classes: %s", ", ".join(beside))
-    loose = len(root.all("files")) - len(listed)
-    if loose: log.info("Not read, as they lie in no class folder below %s: %d", root.path, loose)
+def left(path, root, tops, listed):
+    "Lines that say where the pictures were found, and what of the folder is none of them."
+    if root.path != path: yield f"The pictures are read from {root.path}"
+    read = [part for _, part in tops] or root.parts()
+    levels = [inner(part, split) for split, part in tops]
+    beside = [o for o in root.folders if o not in read]
+    beside += [o for level in levels for o in level.folders if o not in level.parts()]
+    flat = [o for o in beside if tops and split_of(o.name)[0] and o.all("files")]
+    if flat: yield f"Not read, as nothing tells the classes of its pictures: {named_folders(flat)}"
+    if others := [o for o in beside if o not in flat]:
+        yield f"Not read, as they are no classes: {named_folders(others)}"
+    loose = len(root.all("files")) - len(listed) - sum(len(o.all("files")) for o in beside)
+    if loose: yield f"Not read, as they lie in no class folder below {root.path}: {loose}"
     if notes := root.all("notes"):
-        kinds = ", ".join(sorted({file.suffix.lower() for file in notes}))
-        log.info("Not read, as they are no pictures (%s): %d", kinds, len(notes))
+        kinds = ", ".join(sorted({(file.suffix or file.name).lower() for file in notes}))
+        yield f"Not read, as they are no pictures ({kinds}): {len(notes)}"
 
 
 def visible_files(path):
