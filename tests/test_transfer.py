@@ -204,6 +204,8 @@ def test_the_epoch_is_chosen_by_what_is_monitored_and_a_class_that_scores_0_is_n
     said = capsys.readouterr().out
     if metrics["test"]["top1"] == 0.8:
         assert "Not one test image is recognised of: few (2 images)" in said
+        assert "More images of them may help" in said and "or --balance" not in said
+        assert (", or --monitor balanced" in said) == (monitor == "loss"), "the one that is not in use"
 
 
 def test_figures_that_count_classes_alike_are_those_of_scikit_learn():
@@ -248,3 +250,52 @@ def test_a_run_that_trains_the_head_alone_says_so(image_folder, exported, tmp_pa
     said = capsys.readouterr().out
     assert "the head alone is trained, as --freeze 2 leaves nothing of 1 epoch\n" in said
     assert " 1 epoch in 0:0" in said
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "A cache of Hugging Face's hub, which nothing but the cache is known of."
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    return tmp_path / "hub"
+
+
+def in_cache(hub, name, tag, **kwargs):
+    "Put weights of timm's model `name` into the cache, as those that were fetched; returns them."
+    import timm
+    from safetensors.torch import save_file
+
+    model, repo = timm.create_model(name, **kwargs), hub / f"models--timm--{name}.{tag}"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0" * 40)
+    (repo / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(model.state_dict(), repo / "snapshots" / ("0" * 40) / "model.safetensors")
+    return model.state_dict()
+
+
+def test_weights_of_timm_are_taken_from_the_cache_and_what_does_not_fit_is_named(hub, caplog):
+    known = in_cache(hub, "resnet18", "a1_in1k")
+    cfg = TrainConfig(dataset="digits", arch="timm:resnet18", init="timm")
+    with caplog.at_level("INFO"):
+        now = weights(get_learner(get_dls(cfg), cfg))
+    # a stem of 3x3 for small images, a head for ten classes
+    assert "Starts from timm; new are conv1.weight, fc.weight, fc.bias" in caplog.text
+    new = {"conv1.weight", "fc.weight", "fc.bias"}
+    assert {k for k in now if now[k].shape != known[k].shape or not torch.equal(now[k], known[k])} == new
+
+
+def test_a_transformer_of_timm_keeps_its_positions_on_small_images(hub, caplog):
+    in_cache(hub, "test_vit", "r160_in1k")
+    cfg = TrainConfig(dataset="digits", arch="timm:test_vit", init="timm")
+    with caplog.at_level("INFO"):
+        get_learner(get_dls(cfg), cfg)
+    assert "new are head.weight, head.bias\n" in caplog.text
+
+
+def test_weights_of_timm_that_are_nowhere_are_one_line_at_once(hub, tmp_path, capfd):
+    with pytest.raises(SystemExit):
+        run("--dataset", "digits", "--arch", "timm:resnet18", "--init", "timm", "--runs", tmp_path)
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and "http://127.0.0.1:9 is not reached" in err

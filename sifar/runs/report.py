@@ -88,7 +88,7 @@ def write_report(learn, cfg, history, notes=(), chosen=True):
     metrics |= confidence_metrics(learn, cfg, found)
     metrics |= label_metrics(learn.dls.data, cfg, found.get("test"))
     # those of one batch say nothing
-    if not cfg.dry_run: say_results(learn, metrics, found)
+    if not cfg.dry_run: say_results(cfg, learn, metrics, found)
     run = Run(learn.path)
     # a training may have begun meanwhile that goes on with this run
     if not notes and run.settings.epochs == len(history): write_metrics(learn.path, metrics)
@@ -96,10 +96,10 @@ def write_report(learn, cfg, history, notes=(), chosen=True):
     return metrics
 
 
-def say_results(learn, metrics, found):
+def say_results(cfg, learn, metrics, found):
     "Log the figures of a run, what is odd in them, and where all of it is."
     for split in ("valid", "test"): log_figures(split, metrics[split], metrics["classes"])
-    say_unknown(learn.dls.vocab, found)
+    say_unknown(cfg, learn.dls.vocab, found)
     if text := label_text(metrics): log.info("%s", text, extra=RESULT)
     log.info("%s in %s, %.0f images/s; all of it is in %s", counted(metrics["epochs"], "epoch"),
              duration(metrics["seconds"]), metrics["images_per_second"], learn.path)
@@ -116,7 +116,7 @@ def log_figures(split, figures, classes):
     log.info("%s", "  ".join((*parts, f"loss {figures['loss']:.4f}")), extra=RESULT)
 
 
-def say_unknown(vocab, found, most=10):
+def say_unknown(cfg, vocab, found, most=10):
     "Log the classes of which not one image is recognised, on test or else on valid."
     if not found: return
     split = "test" if "test" in found else "valid"
@@ -127,7 +127,10 @@ def say_unknown(vocab, found, most=10):
     if not zero: return
     more = ", ..." if len(zero) > most else ""
     log.warning("Not one %s image is recognised of: %s%s", split, ", ".join(zero[:most]), more, extra=RESULT)
-    log.warning("More images of a class help, or --balance sampler with --monitor balanced", extra=RESULT)
+    help_of = "More images of them may help"
+    if cfg.balance == "none": help_of += ", or --balance sampler"
+    if cfg.monitor != "balanced": help_of += ", or --monitor balanced"
+    log.warning("%s", help_of, extra=RESULT)
 
 
 def get_metrics(learn, cfg, history, found, chosen):

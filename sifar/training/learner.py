@@ -109,7 +109,9 @@ def sample_images(dls, n=5000):
 def run_callbacks(learn, cfg, bar):
     "The callbacks of a training run that is kept in the folder `learn.path`; its progress is on `bar`."
     cbs = [SeedEpochs(cfg.seed), StopOnNaN(), StopOnSignal()]
-    cbs.append(RunLog(bar, cfg.balance != "none" or cfg.monitor == "balanced"))
+    of_class = learn.dls.data.counts("train")
+    uneven = cfg.balance != "none" or cfg.monitor == "balanced" or of_class.max() > 2 * of_class.min()
+    cbs.append(RunLog(bar, uneven))
     if not is_first(): return cbs       # what is kept, one process keeps
     cbs.append(SameFolder())
     # else nothing is chosen: the last weights count

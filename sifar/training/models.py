@@ -189,15 +189,20 @@ def check_arch(arch):
 def timm_model(name, n_out, sizes):
     "timm's model `name`, which takes images of these sizes; see shrink_stem."
     import timm
-    about = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    # most transformers are made for one size, and only they take this argument
-    size = {"img_size": sizes[0]} if about and about.fixed_input_size else {}
+    size = fixed_size(name, sizes)
     with name_sizes(name, sizes): model = timm.create_model(name, num_classes=n_out, **size)
     shrink_stem(model)
     with name_sizes(name, sizes), torch.no_grad():
         model.eval()            # no statistics change
         for sz in set(sizes): model(torch.zeros(2, 3, sz, sz))
     return model
+
+
+def fixed_size(name, sizes):
+    "The argument of timm.create_model for models that are made for one size, as most transformers are."
+    import timm
+    about = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return {"img_size": sizes[0]} if about and about.fixed_input_size else {}
 
 
 def stages(model):

@@ -7,6 +7,7 @@ from ..errors import UserError, one_line
 from ..files import ROOT
 from ..log import log
 from .callbacks import DAMAGED
+from .models import fixed_size
 from .recipe import load_learner
 
 SHIPPED = ROOT / "results" / "cifar100-resnet18"
@@ -35,7 +36,7 @@ def fitting_weights(model, cfg):
 
 def read_weights(cfg):
     "The tensors of cfg.init by name. Errors: UserError."
-    if cfg.init == "timm": return pretrained(cfg.arch)
+    if cfg.init == "timm": return pretrained(cfg.arch.removeprefix("timm:"), cfg.sz)
     path = find_weights(SHIPPED if cfg.init == "cifar100" else Path(cfg.init))
     if path.suffix == ".pkl": return load_learner(path).model.state_dict()
     try:
@@ -57,11 +58,27 @@ def find_weights(path):
     raise UserError(f"--init {path} has no weights: name a run folder, a learner.pkl, cifar100 or timm.")
 
 
-def pretrained(arch):
-    "The weights that timm has for `arch`, by name. Errors: UserError where they cannot be fetched."
+def pretrained(name, sz):
+    """The weights that timm has for its model `name`, for images of `sz` pixels where it takes but one size.
+
+    Errors: UserError where they are neither in the hub's cache nor can be fetched."""
     import timm
-    # the hub's client raises errors of many kinds, of urllib3, httpx and its own
-    try: return timm.create_model(arch.removeprefix("timm:"), pretrained=True).state_dict()
+    from huggingface_hub import constants
+    offline = constants.HF_HUB_OFFLINE
+    # else its client tries for a minute; what is in its cache needs no network
+    constants.HF_HUB_OFFLINE = offline or not is_reachable(constants.ENDPOINT)
+    try: return timm.create_model(name, pretrained=True, **fixed_size(name, (sz,))).state_dict()
+    # of many kinds: urllib3's, httpx's and its own
     except Exception as e:
-        raise UserError(f"timm's weights for {arch} cannot be had ({one_line(e)}): "
+        why = f"{constants.ENDPOINT} is not reached" if constants.HF_HUB_OFFLINE else one_line(e)
+        raise UserError(f"timm's weights for {name} cannot be had ({why}): "
                         "check the network, or leave out --init timm.") from e
+    finally: constants.HF_HUB_OFFLINE = offline
+
+
+def is_reachable(address):
+    "Whether a server answers at an address, whatever it says."
+    from huggingface_hub.utils import get_session
+    try: get_session().head(address, timeout=10)
+    except Exception: return False              # whatever client the hub has in its version
+    return True
