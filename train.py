@@ -22,12 +22,13 @@ def train(cfg, args):
     from sifar.runs.run import describe_run, open_run
     from sifar.training.explore import auto_lr
     from sifar.training.learner import check_machine, get_learner, run_callbacks
+    from sifar.training.mirror import settle_mirror
     from sifar.training.ranks import share_weights
 
     with open_run(cfg) as run:
         check_machine(cfg)
         dls = get_dls(cfg)
-        cfg = settled(cfg, dls.data)
+        cfg, dls = settle_mirror(settled(cfg, dls.data), dls)
         say_twins(cfg, dls.data)
         if cfg.lr == "auto": cfg = replace(cfg, lr=auto_lr(cfg, dls, run))
         learn = get_learner(dls, cfg, path=run, start=not cfg.resume)

@@ -69,7 +69,7 @@ class TrainConfig:
     aug: Literal["weak", "light", "standard", "trivial", "rand"] = "standard"
     "crop (weak: a little) and mirror; then Cutout; TrivialAugment or RandAugment"
     mirror: Literal["auto", "on", "off"] = "auto"
-    "mirror images too; auto: on, but for digits"
+    "mirror images too; auto: on, but for digits, and for folders where it is seen to make a difference"
     augment: Literal["item", "batch"] = "item"
     "augment each image, or a whole batch where it trains"
     mixup: float = 0.0

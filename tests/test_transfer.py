@@ -166,6 +166,29 @@ def test_images_are_mirrored_or_not(mirror, augment, aug, tmp_path):
     assert left.all() if mirror == "off" else 0 < left.sum() < 16
 
 
+@pytest.mark.parametrize("kind", ["sides", "colours"])
+def test_auto_mirrors_a_folder_unless_mirror_images_are_not_recognised(kind, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("a", "b")):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        for j in range(20):
+            x = rng.integers(0, 120, (32, 32, 3), dtype=np.uint8)
+            if kind == "sides":
+                x[8:24, 16 * i + 2 : 16 * i + 14] += 130  # a bright square on the left, or on the right
+            else:
+                x[8:24, 8:24, i] += 130
+            Image.fromarray(x).save(tmp_path / "x" / name / f"{j}.png")
+    here = "--dataset", tmp_path / "x", "--data", tmp_path, "--runs", tmp_path / "runs", "--arch", "resnet8"
+    run(*here, "--epochs", 1, "--name", "r")
+    path, said = tmp_path / "runs" / "x" / "r", capsys.readouterr().out
+    off = kind == "sides"
+    assert json.loads((path / "config.json").read_text())["settings"]["mirror"] == ("off" if off else "on")
+    assert ("--mirror off, as of 32 images" in said) == off and ("Images are mirrored" in said) != off
+    run("--resume", path, "--epochs", 2)
+    said = capsys.readouterr().out
+    assert "--mirror" not in said and "are mirrored" not in said, "it is as it was"
+
+
 def uneven(tmp_path, **kwargs):
     for name, n, color in ("many", 60, (220, 60, 30)), ("few", 6, (30, 60, 220)):
         write_images(tmp_path / "uneven" / "train" / name, n, color)

@@ -441,10 +441,8 @@ def say_choices(cfg, dls):
                  cfg.freeze, counted(cfg.epochs, "epoch"))
     if cfg.preset == "finetune":
         log.info("For few images a class: --preset finetune; --preset standard starts from nothing")
-    if not is_own(cfg.dataset): return
-    if cfg.mirror == "auto":
-        log.info("Images are mirrored: --mirror off where left and right differ, as in signs")
-    larger = larger_size(dls.data.side, len(dls.data.images)) if cfg.sz == TrainConfig.sz else None
+    large = cfg.sz == TrainConfig.sz and dls.data.side
+    larger = larger_size(dls.data.side, len(dls.data.images)) if large else None
     if larger: log.info("Pictures have some %d pixels: --sz %d shows more of them, %d times as slowly",
                         dls.data.side, larger, (larger / 32)**2)
 
