@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import signal
 
@@ -224,6 +225,12 @@ def test_the_epoch_is_chosen_by_what_is_monitored_and_a_class_that_scores_0_is_n
     values = [sign * float(row[column]) for row in history(path)]
     assert metrics["best_epoch"] == 1 + values.index(max(values))
     assert metrics["images_of_class"]["test"] == [2, 8]
+    page = (path / "report.html").read_text()
+    right = dict(re.findall(r"<tr><td>(few|many)</td>.*<td class=n>(\d+\.\d+)</td></tr>", page))
+    assert float(right["few"]) / 2 + float(right["many"]) / 2 == pytest.approx(
+        100 * metrics["test"]["balanced"], abs=0.01
+    )
+    assert re.search("<tr><td>few</td><td class=n>5</td><td class=n>1</td><td class=n>2</td>", page)
     said = capsys.readouterr().out
     if metrics["test"]["top1"] == 0.8:
         assert "Not one test image is recognised of: few (2 images)" in said

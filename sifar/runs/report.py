@@ -120,9 +120,7 @@ def say_unknown(cfg, vocab, found, most=10):
     "Log the classes of which not one image is recognised, on test or else on valid."
     if not found: return
     split = "test" if "test" in found else "valid"
-    pred = found[split]
-    labels = pred.targs, pred.targs[pred.preds == pred.targs]
-    n, right = (np.bincount(o, minlength=len(vocab)) for o in labels)
+    n, right = images_and_hits(found[split], len(vocab))
     zero = [f"{vocab[c]} ({counted(n[c], 'image')})" for c in np.flatnonzero((n > 0) & (right == 0))]
     if not zero: return
     more = ", ..." if len(zero) > most else ""
@@ -131,6 +129,12 @@ def say_unknown(cfg, vocab, found, most=10):
     if cfg.balance == "none": help_of += ", or --balance sampler"
     if cfg.monitor != "balanced": help_of += ", or --monitor balanced"
     log.warning("%s", help_of, extra=RESULT)
+
+
+def images_and_hits(pred, classes):
+    "How many images of each class there are, and how many of them are recognised: two arrays."
+    of_class = pred.targs, pred.targs[pred.preds == pred.targs]
+    return [np.bincount(o, minlength=classes) for o in of_class]
 
 
 def get_metrics(learn, cfg, history, found, chosen):
@@ -293,12 +297,13 @@ def training(history, classes):
 
 def sections(data, found):
     "What the page says of the model's predictions: on test, or without a test set on valid."
-    names = "split", "calibration", "classes", "confusion", "hardest", "files"
+    names = "split", "calibration", "classes", "of_class", "confusion", "hardest", "files"
     if not found: return dict.fromkeys(names)
     split = "test" if "test" in found else "valid"
     pred = found[split]
-    return dict(zip(names, (split, calibration(found, split), classes(data, pred, split),
-                            confusion(data, pred, split), hardest(data, pred), hardest_files(data, pred))))
+    return dict(zip(names, (
+        split, calibration(found, split), classes(data, pred, split), class_rows(data, pred),
+        confusion(data, pred, split), hardest(data, pred), hardest_files(data, pred))))
 
 
 def calibration(found, split):
@@ -341,6 +346,16 @@ def classes(data, pred, split):
         title = f"Superclasses, accuracy on {split}"
         pngs.append(accuracy_bars(names, of[pred.targs], of[pred.preds], title))
     return [*pngs, accuracy_bars(data.vocab, pred.targs, pred.preds, f"Classes, accuracy on {split}")]
+
+
+def class_rows(data, pred):
+    "The rows of a table of few classes, the least known first: name, images of each split, right in percent."
+    if len(data.vocab) > FEW_CLASSES: return []
+    n, right = images_and_hits(pred, len(data.vocab))
+    share = 100 * right / np.maximum(n, 1)
+    of_split = [data.counts(split).tolist() for split in SPLITS]
+    return [(data.vocab[c], *(of[c] for of in of_split), share[c] if n[c] else "-")
+            for c in np.argsort(share, kind="stable")]
 
 
 def accuracy_bars(names, targs, preds, title):
