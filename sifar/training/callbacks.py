@@ -461,7 +461,8 @@ class SaveBest(SaveModelCallback):
         TrackerCallback.after_epoch(self)   # SaveModelCallback's own would write the file in place
         history = self.run_log.history
         # new_best would keep the first of equal epochs
-        if best_row(history, self.setting) is history[-1]: self.sha256 = save_weights(self.learn, self.fname)
+        if best_row(history, self.setting) is not history[-1]: return
+        self.sha256 = hashlib.sha256(save_weights(self.learn, self.fname)).hexdigest()
 
     def after_fit(self):
         if weights_path(self.learn, self.fname).exists(): load_weights(self.learn, self.fname)
@@ -504,14 +505,14 @@ class SaveLast(Callback):
 
 
 def save(learn, name, state):
-    "torch.save to models/`name`.pth, which is whole or not there; returns the file's SHA-256."
+    "torch.save to models/`name`.pth, which is whole or not there; returns the file's content."
     buffer, path = io.BytesIO(), weights_path(learn, name)
     torch.save(state, buffer)
     check_folder(learn)
     # models/, but not the run folder, should somebody have removed it
     path.parent.mkdir(exist_ok=True)
     write_file(path, buffer.getbuffer())
-    return hashlib.sha256(buffer.getbuffer()).hexdigest()
+    return buffer.getbuffer()
 
 
 def fingerprint(data):
@@ -527,7 +528,7 @@ def weights_path(learn, name): return learn.path / learn.model_dir / f"{name}.pt
 
 
 def save_weights(learn, name):
-    "Save the weights of `learn` as models/`name`.pth; returns the file's SHA-256."
+    "Save the weights of `learn` as models/`name`.pth; returns the file's content."
     return save(learn, name, learn.model.state_dict())
 
 
