@@ -75,9 +75,12 @@ def explore(cfg, args):
     from sifar.data.loaders import get_dls
     from sifar.training.explore import explore
     from sifar.training.learner import check_machine
+    from sifar.training.mirror import settle_mirror
 
     check_machine(cfg)
-    with name_batch_size(cfg): found = explore(cfg, get_dls(cfg), explore_folder(cfg))
+    with name_batch_size(cfg):
+        cfg, dls = settle_mirror(cfg, get_dls(cfg))
+        found = explore(cfg, dls, explore_folder(cfg))
     if not found: return
     others = without_flags(args, "lr_find", "show_batch", "profile", "lr")
     lr = f"{found['valley']:.2g}"

@@ -15,6 +15,7 @@ from sifar import TrainConfig, UserError, get_dls, get_learner
 from sifar.cli import parse_args
 from sifar.data.datasets import ImageData
 from sifar.data.loaders import settled
+from sifar.runs.report import standard_error
 from sifar.training.metrics import balanced_accuracy, macro_f1
 from sifar.training.models import get_model, stages
 
@@ -129,7 +130,7 @@ def test_a_folder_of_few_pictures_is_fine_tuned_and_its_batches_and_epochs_follo
     assert [settings[k] for k in ("preset", "init", "freeze", "bs")] == ["finetune", "cifar100", 2, 8]
     assert "--preset standard starts from nothing" in said and "Starts from cifar100" in said
     assert "--mirror off" in said and "top-5" not in said.split("time\n")[1], "there are two classes"
-    assert "± " in said
+    assert "± " in said and "has but" not in said, "--bs auto takes as few as it can"
     for flags, preset in ("", "finetune"), ("--arch resnet8", "standard"), ("--preset fast", "fast"):
         flags = flags.split()
         assert parse_args([str(o) for o in (*here, *flags)]).preset == preset
@@ -245,6 +246,11 @@ def test_figures_that_count_classes_alike_are_those_of_scikit_learn():
     targs, preds = rng.choice(4, 200, p=[0.7, 0.2, 0.07, 0.03]), rng.choice(4, 200)
     assert balanced_accuracy(preds, targs) == pytest.approx(balanced_accuracy_score(targs, preds))
     assert macro_f1(preds, targs) == pytest.approx(f1_score(targs, preds, average="macro"))
+
+
+def test_a_standard_error_is_that_of_so_many_images_and_never_0():
+    assert standard_error(0.544, 252) == pytest.approx((0.544 * 0.456 / 252) ** 0.5, rel=0.02)
+    assert 0.1 < standard_error(1.0, 3) < 0.3 and standard_error(0.0, 3) == standard_error(1.0, 3)
 
 
 def test_a_card_says_what_a_model_started_from(exported, tmp_path):

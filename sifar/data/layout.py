@@ -130,10 +130,11 @@ def splits(folder):
         raise UserError(
             f"{folder.path} has {have}: it needs one train/, and at most one each of valid/ and test/{mend}.")
     if others:
-        beside, name = named_folders(others), found[0][2].name
+        beside, words = named_folders(others), [part.name for _, rest, part in found if not rest]
+        rename = f", or rename a class that is called {words[0]}" if words else ""
         raise UserError(
             f"{folder.path} has {beside} beside {have}: only train/, valid/ and test/ are read "
-            f"there. Move {beside} away, or rename a class that is called {name}.")
+            f"there. Move {beside} away{rename}.")
     return [(split, part) for split, _, part in found]
 
 

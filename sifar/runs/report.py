@@ -3,6 +3,7 @@
     python -m sifar.report RUN              # writes both anew; training does it at its end"""
 import base64
 import io
+import math
 import os
 from datetime import timedelta
 from functools import partial
@@ -63,12 +64,20 @@ class Predictions:
         return {
             "loss": float(self.losses.mean()),
             "top1": float(top1),
-            "top1_error": float(np.sqrt(top1 * (1 - top1) / n)),        # the standard error
+            "top1_error": standard_error(top1, n),
             "top5": float((best == self.targs[:, None]).any(1).mean()),
             "balanced": balanced_accuracy(self.preds, self.targs),
             "macro_f1": macro_f1(self.preds, self.targs),
             "ece": calibration_error(self.probs, self.targs),
         }
+
+
+def standard_error(share, n):
+    """That of a share of `n` images, with two right and two wrong ones more: 3 of 3 are not without error.
+
+    Agresti and Coull, https://doi.org/10.1080/00031305.1998.10480550"""
+    p = (share * n + 2) / (n + 4)
+    return math.sqrt(p * (1 - p) / (n + 4))
 
 
 def evaluate(learn):
@@ -199,7 +208,7 @@ def label_text(metrics):
         text.append(f"{n - without['images']:,} of {n:,} test images have a twin in train or valid; top-1 of "
                     f"the others is {100 * without['top1']:.2f} %.")
     # a model that is mostly wrong is no judge
-    if share is not None and metrics["test"]["top1"] > 0.5:
+    if share and metrics["test"]["top1"] > 0.5:
         text.append(f"The model doubts the labels of {100 * share:.1f} % of test.")
     return " ".join(text) or None
 
