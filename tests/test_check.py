@@ -13,6 +13,7 @@ from sklearn.datasets import load_sample_images
 
 import train
 from sifar import TrainConfig
+from sifar.data import twins
 from sifar.data.datasets import load_data
 from sifar.runs import check, report
 from sifar.runs.doubts import doubted
@@ -47,6 +48,7 @@ def pets(tmp_path, monkeypatch):
         img.save(folder / f"{i:02}.png")
     cats, dogs = root / "train" / "cat", root / "train" / "dog"
     (cats / "same.png").write_bytes((cats / "01.png").read_bytes())
+    Image.open(cats / "03.png").save(cats / "pixels.png", compress_level=1)
     Image.open(root / "test" / "cat" / "00.png").save(cats / "encoded.jpg", quality=60)
     Image.open(cats / "02.png").resize((40, 40)).save(cats / "resized.png")
     Image.open(dogs / "21.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(dogs / "mirrored.png")
@@ -72,7 +74,8 @@ def test_planted_twins_and_odd_images_are_found_and_nothing_else(pets, tmp_path,
         for o in rows_of(tmp_path / "runs" / "pets" / "check" / "check.csv")
     }
     assert found == {
-        ("same pixels", "train/cat/01.png", "train/cat/same.png"),
+        ("same file", "train/cat/01.png", "train/cat/same.png"),
+        ("same pixels", "train/cat/03.png", "train/cat/pixels.png"),
         ("near twin", "test/cat/00.png", "train/cat/encoded.jpg"),
         ("near twin", "train/cat/02.png", "train/cat/resized.png"),
         ("near twin", "train/dog/21.png", "train/dog/mirrored.png"),
@@ -83,7 +86,7 @@ def test_planted_twins_and_odd_images_are_found_and_nothing_else(pets, tmp_path,
     out = capsys.readouterr().out
     assert "near twin: 4 pairs, 1 of them of two classes; 1 images of test have one in train or valid" in out
     page = (tmp_path / "runs" / "pets" / "check" / "check.html").read_text()
-    assert page.count("<img") == 2 * 5 + 1 and "test/cat/00.png" not in page.split("<h2>")[1]
+    assert page.count("<img") == 2 * 6 + 1 and "test/cat/00.png" not in page.split("<h2>")[1]
 
 
 def test_fixes_are_obeyed_and_recorded_and_an_edited_table_is_kept(pets, tmp_path, capsys):
@@ -98,7 +101,14 @@ def test_fixes_are_obeyed_and_recorded_and_an_edited_table_is_kept(pets, tmp_pat
     fixed = load_data(TrainConfig(dataset=str(pets), fixes=str(path)))
     named = dict(zip(plain.names, range(len(plain.names))))
     gone = {*plain.train, *plain.valid, *plain.test} - {*fixed.train, *fixed.valid, *fixed.test}
-    dropped = ("cat/same.png", "cat/encoded.jpg", "cat/resized.png", "dog/mirrored.png", "dog/red.png")
+    dropped = (
+        "cat/same.png",
+        "cat/pixels.png",
+        "cat/encoded.jpg",
+        "cat/resized.png",
+        "dog/mirrored.png",
+        "dog/red.png",
+    )
     assert gone == {named[f"train/{name}"] for name in dropped}, "of a twin in test, the one in train goes"
     changed = np.flatnonzero(plain.labels != fixed.labels)
     assert changed.tolist() == [named["train/dog/22.png"]] and fixed.labels[changed[0]] == 0
@@ -109,13 +119,30 @@ def test_fixes_are_obeyed_and_recorded_and_an_edited_table_is_kept(pets, tmp_pat
     train.main([str(o) for o in on_pictures(pets, tmp_path)] + ["--fixes", str(path), "--name", "a"])
     folder = tmp_path / "runs" / "pets" / "a"
     about = json.loads((folder / "config.json").read_text())
-    assert about["data"]["fixes"] == {"file": "check.csv", "drop": 5, "relabel": 1}
+    assert about["data"]["fixes"] == {"file": "check.csv", "drop": 6, "relabel": 1}
     assert about["settings"]["fixes"] == str(path)
     report.main([str(folder)])
     path.write_text(path.read_text().replace("relabel,cat", "keep,"))
     with pytest.raises(SystemExit):
         train.main(["--resume", str(folder), "--epochs", "2"])
     assert "was trained on other data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffImage;Action;New_Class\r\ntrain/dog/22.png;Relabel;cat\r\ntrain/cat/02.png;DROP;\r\n",
+        "NEW_CLASS\tIMAGE\tACTION\ncat\ttrain/dog/22.png\trelabel\n\n\ttrain/cat/02.png\tdrop\n",
+    ],
+)
+def test_a_table_that_a_spreadsheet_saved_is_obeyed(pets, tmp_path, text):
+    path = tmp_path / "fixes.csv"
+    path.write_text(text, encoding="utf-8")
+    data = load_data(TrainConfig(dataset=str(pets), fixes=str(path)))
+    named = dict(zip(data.names, range(len(data.names))))
+    assert data.labels[named["train/dog/22.png"]] == data.vocab.index("cat")
+    assert named["train/cat/02.png"] not in {*data.train, *data.valid, *data.test}
+    assert data.fixes == {"file": "fixes.csv", "drop": 1, "relabel": 1}
 
 
 def test_report_and_start_say_what_has_twins(pets, tmp_path, capsys):
@@ -129,6 +156,14 @@ def test_report_and_start_say_what_has_twins(pets, tmp_path, capsys):
     assert n == 9 and round(9 * top1) in (round(right), round(right) - 1)
     page = (folder / "report.html").read_text()
     assert "1 of 10 test images have a twin in train or valid; top-1 of" in page
+
+
+def test_a_training_on_many_images_does_not_wait_for_near_twins(pets, tmp_path, monkeypatch):
+    monkeypatch.setattr(twins, "QUICK", 0)
+    data, cache = load_data(TrainConfig(dataset=str(pets))), tmp_path / "cache"
+    assert not twins.tested_twins(data, cache, wait=False).any()
+    assert twins.tested_twins(data, cache).sum() == 1
+    assert twins.tested_twins(data, cache, wait=False).sum() == 1, "once found, it is kept"
 
 
 def test_swapped_labels_are_doubted_and_few_others():
@@ -168,6 +203,7 @@ def test_a_model_of_the_same_classes_judges_what_it_has_not_learned(exported, tm
     "line, words",
     [
         ("train/cat/77.png,drop,", "line 2: the data set has no image 'train/cat/77.png'"),
+        ("train/cat/01.png,relabel", "line 2: Unknown class ''"),
         ("train/cat/01.png,remove,", "line 2: action 'remove' should be one of keep, drop, relabel"),
         ("train/cat/01.png,relabel,dgo", "line 2: Unknown class 'dgo': did you mean dog"),
         ("train/cat/01.png,relabel,dog\ntrain/cat/01.png,relabel,cat", "line 3: .*relabelled otherwise"),

@@ -28,14 +28,18 @@ def write_fixes(path, rows):
 def read_fixes(path):
     """The rows of the table `path` in which there is something to do: a list of (line, dictionary by column).
 
+    As spreadsheets save it: with commas, semicolons or tabs, names of columns in any case, others left out.
     Errors: UserError, with the line."""
     try:
         # utf-8-sig: spreadsheets write a mark at the beginning
         with open(path, newline="", encoding="utf-8-sig") as f:
-            table = csv.DictReader(f)
-            rows = [(table.line_num, row) for row in table]
-    except (csv.Error, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is no table with commas (CSV): {e}.") from e
+            head = f.readline()
+            columns = next(csv.reader([head.lower()], delimiter=delimiter(head)), [])
+            table = csv.DictReader(f, [o.strip() for o in columns], delimiter=delimiter(head))
+            rows = [(1 + table.line_num, row) for row in table]
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not in UTF-8: save it as CSV UTF-8.") from e
+    except csv.Error as e: raise UserError(f"{path} is no table (CSV): {e}.") from e
     lacking = [name for name in ("image", "action", "new_class") if name not in (table.fieldnames or ())]
     if lacking:
         how = "python -m sifar.check DATASET writes such a table"
@@ -48,6 +52,9 @@ def read_fixes(path):
             raise UserError(f"{path}, line {line}: action {action!r} should be one of {', '.join(ACTIONS)}.")
         if action != "keep": found.append((line, {**row, "action": action}))
     return found
+
+
+def delimiter(head): return max(",;\t", key=head.count)
 
 
 def apply_fixes(data, path):

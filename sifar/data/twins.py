@@ -14,6 +14,7 @@ import torch
 from fastcore.all import chunked
 
 from ..files import read_file
+from ..log import log
 from .folder import keep, sha256
 
 SIDE, GRID = 32, 8              # pixels on which images are compared, and cells by which they are found
@@ -22,6 +23,7 @@ ALIKE = 0.7                     # correlation of the grids of candidates
 WINDOW = 26                     # pixels of the middle of one image that are looked for in the other
 SCALES = 0.95, 0.9              # how much smaller one image may show what both do
 PERHAPS = 0.5                   # correlation of the edges from which on other scales are tried
+QUICK = 10**8                   # pairs of images that are searched in some 4 s
 NEAR = 0.88                     # the one of twins: measured by bench/twins.py
 
 
@@ -58,10 +60,11 @@ def threshold(rows, found):
     return max(NEAR, 1 - (1 - np.quantile(list(best.values()), 0.25)) / 4)
 
 
-def tested_twins(data, cache):
+def tested_twins(data, cache, wait=True):
     """Which images of test have a twin in train or valid, as an array of True and False; kept below `cache`.
 
-    None without a test set, and for digits, whose 64 pixels are too few to tell twins."""
+    None without a test set, and for digits, whose 64 pixels are too few to tell twins. wait: without it, only
+    twins with the same pixels where the others are not kept and would take more than a few seconds."""
     if not len(data.test) or not data.mirrored: return None
     others = np.sort(np.concatenate((data.train, data.valid)))
     rows = [zlib.crc32(o.tobytes()) for o in (data.test, others)]
@@ -72,8 +75,12 @@ def tested_twins(data, cache):
         if twin.shape == data.test.shape and twin.dtype == bool: return twin
     except Exception: pass      # not there, or damaged, for which NumPy raises anything
     first = exact_twins(data.images[np.concatenate((others, data.test))])[len(others):]
+    same = first < len(others)
+    if len(data.test) * len(others) > QUICK:
+        if not wait: return same
+        log.info("Looking for near twins of %s test images, once", f"{len(data.test):,}")
     found = [a for a, *_ in near_twins(data.images, data.test, others)]
-    twin = (first < len(others)) | np.isin(data.test, found)
+    twin = same | np.isin(data.test, found)
     keep(kept, twin=twin)
     return twin
 

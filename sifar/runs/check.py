@@ -1,6 +1,7 @@
 """Whether a data set is what it seems: twins, odd images, doubted labels, as a table that a person can edit.
 
     python -m sifar.check DATASET           # check.csv, for train.py --fixes; with --html check.html too"""
+import filecmp
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +18,8 @@ from ..files import write_file
 from ..log import command, log, log_to_screen, quiet_imports
 from .report import template, thumbnail
 
-EXACT, NEAR, FLAT, DARK, CUT = "same pixels", "near twin", "one colour", "nearly black", "cut off"
+SAME, EXACT, NEAR = "same file", "same pixels", "near twin"
+FLAT, DARK, CUT = "one colour", "nearly black", "cut off"
 DOUBTED = "doubted label"
 MOST = 100              # findings of a kind that the page shows
 GREY = 127, 128         # what decoders fill the lost part of a JPEG file with
@@ -32,9 +34,11 @@ class Finding(dict):
 
 # ---- what is looked for ----
 
-def check(data, learn=None):
-    "The Findings of an ImageData, the likeliest of each kind first; labels are judged by `learn`, if any."
-    found = [*twins(data), *odd_images(data.images)]
+def check(data, folder, learn=None):
+    """The Findings of an ImageData, the likeliest of each kind first.
+
+    folder: where the files of `data` are; learn: the learner that judges the labels."""
+    found = [*twins(data, folder), *odd_images(data.images)]
     return found + doubts(data, learn) if learn else found
 
 
@@ -47,15 +51,25 @@ def doubts(data, learn):
     return [Finding(DOUBTED, rows[i], margin[i], new=int(new[i])) for i in order]
 
 
-def twins(data):
+def twins(data, folder):
     "A Finding for each pair of twins: the first image with these pixels, and each like it."
     from ..data.twins import exact_twins, near_twins
     first, held = exact_twins(data.images), np.zeros(len(data.images), bool)
     held[data.test] = True
-    found = [pair(EXACT, row, of, 1, held) for row, of in enumerate(first) if of != row]
+    same = [(same_pixels(data, row, of, folder), row, of) for row, of in enumerate(first) if of != row]
+    found = [pair(kind, row, of, 1, held) for kind, row, of in sorted(same, key=lambda o: o[0] != SAME)]
     rows = np.flatnonzero(first == np.arange(len(first)))           # of equal images one is compared
     near = near_twins(data.images, rows, rows, data.mirrored)
     return found + [pair(NEAR, a, b, score, held) for a, b, score in sorted(near, key=lambda o: -o[2])]
+
+
+def same_pixels(data, a, b, folder):
+    "SAME where the files of two rows with the same pixels have the same bytes too, else EXACT."
+    if not data.files: return EXACT
+    one, other = (folder / data.files[row] for row in (a, b))
+    # a name that is no text is not that of the file
+    there = one.is_file() and other.is_file()
+    return SAME if there and filecmp.cmp(one, other, shallow=False) else EXACT
 
 
 def pair(kind, a, b, score, held):
@@ -79,13 +93,14 @@ def odd_images(images):
 # ---- what is said ----
 
 def say_twins(cfg, data):
-    "Say, as a training starts, how many images of test have a twin in it; they are looked for once."
+    "Say, as a training starts, how many images of test have a twin in it, as far as that is known at once."
     from ..data.twins import tested_twins
     if cfg.dry_run or not is_first(): return
-    twin = tested_twins(data, Path(cfg.data) / "cache")
+    twin = tested_twins(data, Path(cfg.data) / "cache", wait=False)
     if twin is None or not twin.any(): return
-    log.info("%s of %s test images have a twin in train or valid; to see them: python -m sifar.check %s",
-             f"{twin.sum():,}", f"{len(twin):,}", cfg.dataset)
+    log.info("At least %s of %s test images have a twin in train or valid; "
+             "to see them: python -m sifar.check %s", f"{twin.sum():,}", f"{len(twin):,}", cfg.dataset)
+
 
 def split_names(data):
     "The split of each row, as text: (n,)."
@@ -102,7 +117,7 @@ def counts(data, found):
         group = list(same)
         pairs = [(o["row"], o["other"]) for o in group if o["other"] is not None]
         if pairs: lines.append(f"{kind}: {pair_counts(data, pairs)}")
-        else: lines.append(f"{kind}: {len(group):,} images")
+        else: lines.append(f"{kind}: {len(group):,} {'image' if len(group) == 1 else 'images'}")
     return lines or ["Nothing odd was found"]
 
 
@@ -119,6 +134,7 @@ def balance(data):
     "A line on how many images the classes have in training."
     n = np.bincount(data.labels[data.train], minlength=len(data.vocab))
     sizes = ", ".join(f"{len(getattr(data, split)):,} {split}" for split in SPLITS)
+    if n.max() == n.min(): return f"{len(data.vocab)} classes of {n[0]:,} training images each; {sizes}"
     large, small = (f"{data.vocab[c]}: {n[c]:,}" for c in (n.argmax(), n.argmin()))
     times = f"{n.max() / n.min():.1f} times"
     return f"{len(data.vocab)} classes; {sizes}; the largest ({large}) is {times} the smallest ({small})"
@@ -147,6 +163,7 @@ def write_check(path, title, data, found, lines):
         seen = [row for row in (o["row"], o["other"]) if row is not None]
         o["pictures"] = [thumbnail(data.images[row]) for row in seen]
         o["of_other"] = "" if o["other"] is None else data.vocab[data.labels[o["other"]]]
+        o["other_image"] = "" if o["other"] is None else data.names[o["other"]]
     shown = {kind: group[:MOST] for kind, group in kinds.items()}
     labels = [data.labels[getattr(data, split)] for split in SPLITS]
     classes = dict(zip(data.vocab, zip(*(np.bincount(y, minlength=len(data.vocab)) for y in labels))))
@@ -175,6 +192,7 @@ def main(args=None):
 def run(cfg, model, html):
     "Check the data set of `cfg`, log what was found, and write it into RUNS/DATASET/check."
     from ..data.datasets import load_data
+    from ..data.folder import unpack
     from ..training.recipe import load_learner
     folder = Path(cfg.runs) / Path(cfg.dataset).name / "check"
     path = folder / "check.csv"
@@ -183,7 +201,9 @@ def run(cfg, model, html):
     learn = load_learner(model) if model else None
     data = load_data(cfg)
     log.info("Looking at %s images", f"{len(data.images):,}")
-    found = check(data, learn)
+    pictures = Path(cfg.dataset)
+    if data.files and pictures.is_file(): pictures = unpack(pictures, Path(cfg.data) / "cache")
+    found = check(data, pictures, learn)
     lines = [balance(data), *counts(data, found)]
     for line in lines: log.info("%s", line)
     folder.mkdir(parents=True, exist_ok=True)
