@@ -8,6 +8,7 @@ from fastai.learner import Callback, CancelFitException
 from torch import nn
 
 from sifar import TrainConfig, get_dls, get_learner
+from sifar.training.callbacks import SeedEpochs
 from sifar.training.cpu import SmallConvs
 
 SHAPES = [  # inputs, outputs, height, width, kernel, stride, padding
@@ -54,7 +55,7 @@ def test_a_small_convolution_and_its_gradients_are_those_of_torch(ni, nf, h, w, 
 )
 def test_other_convolutions_are_left_to_torch(conv):
     x = torch.randn(2, 4, 4, 4)
-    with SmallConvs(torch.float32):
+    with SmallConvs(torch.bfloat16):
         assert conv(x).grad_fn.name() == "ConvolutionBackward0" and torch.equal(
             conv(x),
             F.conv2d(
@@ -68,7 +69,7 @@ def test_other_convolutions_are_left_to_torch(conv):
             ),
         )
     big = torch.randn(2, 4, 7, 7)
-    with SmallConvs(torch.float32):
+    with SmallConvs(torch.bfloat16):
         assert nn.Conv2d(4, 4, 3, padding=1, bias=False)(big).grad_fn.name() == "ConvolutionBackward0"
 
 
@@ -82,7 +83,22 @@ def operators(fn):
     return {o.name() for o in found}
 
 
-def test_a_training_with_them_is_the_same_training(monkeypatch):
+@pytest.mark.parametrize("ni, nf, pixels, kernel, small", [
+    (256, 256, 4, 3, True), (256, 512, 2, 3, True), (128, 256, 4, 3, False), (256, 512, 2, 1, False),
+    (256, 256, 5, 3, False)])
+def test_in_float32_only_many_filters_on_few_pixels_are_products(ni, nf, pixels, kernel, small):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(ni, nf, kernel, padding=kernel // 2, bias=False)
+    x = torch.randn(2, ni, pixels, pixels)
+    with SmallConvs(torch.float32):
+        got = conv(x)
+    assert (got.grad_fn.name() == "SmallConvBackward") == small
+    torch.testing.assert_close(got, conv(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision, close", [("bf16", 0.02), ("fp32", 1e-3)])
+def test_a_training_with_them_is_the_same_training(precision, close, monkeypatch):
+    "With them and as stock fastai trains in float32, or as a processor does that multiplies no bfloat16."
     losses = {}
 
     class Look(Callback):
@@ -96,17 +112,14 @@ def test_a_training_with_them_is_the_same_training(monkeypatch):
     for able in (False, True):
         able_to = {"amx_bf16": able}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda a=able_to: a, raising=False)
-        cfg = TrainConfig(dataset="digits", arch="resnet10", bs=64, sizes="16", precision="bf16")
+        cfg = TrainConfig(dataset="digits", arch="resnet10", bs=64, sizes="16", precision=precision)
         learn, seen = get_learner(get_dls(cfg), cfg), Look()
+        if precision == "fp32" and not able: learn.remove_cb(learn.precision)
         with learn.no_bar(), learn.no_logging():
-            learn.fit_warmup_cosine(1, 0.01, 0, cbs=seen)
+            learn.fit_warmup_cosine(1, 0.01, 0, cbs=[SeedEpochs(1), seen])
         assert ("SmallConvBackward" in seen.names) == able
-        losses[able] = (
-            torch.stack(learn.recorder.losses)
-            if isinstance(learn.recorder.losses[0], torch.Tensor)
-            else torch.tensor(learn.recorder.losses)
-        )
-    assert torch.allclose(losses[False], losses[True], rtol=0.02)
+        losses[able] = torch.tensor([float(loss) for loss in learn.recorder.losses])
+    assert torch.allclose(losses[False], losses[True], rtol=close)
 
 
 def test_a_learner_makes_torch_ask_for_memory_once():

@@ -39,7 +39,7 @@ def resume(learn, cbs):
     if hasattr(learn, "ema"):
         if "ema" not in state: raise damaged(learn.path, "it has no ema")
         learn.ema.state = state["ema"]
-    if hasattr(learn, "precision"): learn.precision.scaler_state = state.get("scaler", {})
+    learn.precision.scaler_state = state.get("scaler", {})
     return state["epoch"]
 
 

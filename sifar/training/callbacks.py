@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 import zlib
+from contextlib import nullcontext
 from zipfile import BadZipFile
 
 import torch
@@ -29,7 +30,7 @@ from ..errors import UserError, one_line
 from ..files import identity, open_plain, write_file
 from ..log import RESULT, leave_closed_terminal, log
 from .metrics import FEW, best_row
-from .precision import needs_scaling, runs_by_itself, small_convs
+from .precision import needs_autocast, needs_scaling, runs_by_itself, small_convs
 
 WHAT_TO_DO = "start a new run with a smaller --lr. The last checkpoint is good."
 
@@ -41,11 +42,10 @@ DAMAGED = (
 
 
 class Precision(MixedPrecision):
-    """The model's forward pass under autocast to `dtype`, on any device; float16 with loss scaling.
+    """The model's forward pass in `dtype`, by autocast, on any device; float16 with loss scaling.
 
     fastai's own is for CUDA alone: the rest of it, from the scaled loss to the step, serves any
-    device. On CPUs that multiply bfloat16, convolutions of small images become matrix products:
-    up to twice the speed."""
+    device. On a CPU, convolutions of small images become matrix products: up to twice the speed."""
 
     def __init__(self, dtype):
         super().__init__()
@@ -57,7 +57,8 @@ class Precision(MixedPrecision):
         self.learn.scaler = torch.amp.GradScaler(device, enabled=needs_scaling(self.dtype))
         self.scales = L()
         if self.scaler_state: self.learn.scaler.load_state_dict(self.scaler_state)
-        self.autocast = torch.autocast(device, self.dtype)
+        # of float32 it warns on some devices, even if it is not enabled
+        self.autocast = torch.autocast(device, self.dtype) if needs_autocast(self.dtype) else nullcontext()
 
     def before_batch(self):
         "Wrap just this forward pass, so that no exception can leave autocast switched on."

@@ -13,7 +13,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8          # of glibc's mal
 
 # The most pixels of an output at which products are faster than oneDNN (measured: bench/README.md)
 ALL = 16            # 4x4: for the convolution and both its gradients
-WEIGHTS = 36        # 6x6: for the gradient of the weights alone
+WEIGHTS = 36        # 6x6: for the gradient of the weights alone, in bfloat16
+# In float32 products are faster with many filters alone: of at least so many numbers
+WIDE = 2**19
 
 
 def keep_memory():
@@ -98,7 +100,7 @@ def output_pixels(x, k, stride, padding):
 
 
 class SmallConvs(TorchFunctionMode):
-    """Within this context, convolutions to at most 6x6 pixels are done by SmallConv, in `dtype`.
+    """Within this context, convolutions to few pixels are done by SmallConv, in `dtype`.
 
     A mode sees each call before autocast does, so the types are changed here."""
 
@@ -108,15 +110,15 @@ class SmallConvs(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         # nn.Conv2d passes all by position; a call by name is somebody else's
-        if func is not F.conv2d or kwargs or not suits(*args): return func(*args, **kwargs or {})
+        if func is not F.conv2d or kwargs or not suits(self.dtype, *args): return func(*args, **kwargs or {})
         x, weight, _, stride, padding, *_ = args
         # autograd.Function does not know fastai's types
         x = x.as_subclass(torch.Tensor).to(self.dtype)
         return SmallConv.apply(x, weight.to(self.dtype), stride[0], padding[0])
 
 
-def suits(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    "Whether SmallConv can compute this call of F.conv2d by nn.Conv2d, and faster."
+def suits(dtype, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    "Whether SmallConv can compute this call of F.conv2d by nn.Conv2d, and in `dtype` faster."
     if bias is not None or groups != 1: return False
     # such as padding="same"
     if any(not isinstance(v, tuple) for v in (stride, padding, dilation)): return False
@@ -124,4 +126,6 @@ def suits(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     k = weight.shape[2]
     # where padding is as large as the filter, patches of grad would need a negative one
     if dilation != (1, 1) or padding[0] >= k: return False
-    return 0 < output_pixels(x, k, stride[0], padding[0]) <= WEIGHTS
+    pixels = output_pixels(x, k, stride[0], padding[0])
+    if dtype == torch.float32: return 0 < pixels <= ALL and weight.numel() >= WIDE
+    return 0 < pixels <= WEIGHTS

@@ -27,7 +27,7 @@ from .callbacks import (
 from .graphs import CudaGraphs
 from .models import check_arch, get_model
 from .optim import get_opt, lr_and_wd, split_and_decay
-from .precision import DTYPES, needs_autocast, pick_device, pick_precision, prepare, takes_channels_last
+from .precision import DTYPES, pick_device, pick_precision, prepare, takes_channels_last
 from .ranks import Ranks
 from .recipe import RecipeLearner
 from .trackers import trackers
@@ -82,9 +82,8 @@ def image_sizes(cfg): return parse_sizes(cfg.sizes) if cfg.sizes else []
 
 def training_callbacks(cfg, device, dtype):
     "The callbacks that change the training as `cfg` says, in no order: each has its own."
-    sizes, cbs = image_sizes(cfg), []
+    sizes, cbs = image_sizes(cfg), [Precision(dtype)]
     if takes_channels_last(device): cbs.append(ChannelsLast())
-    if needs_autocast(dtype): cbs.append(Precision(dtype))
     # whether another's model can be recorded, only a try would tell; what processes exchange in it cannot
     plain = not cfg.arch.startswith("timm:") and not cfg.sync_bn
     if device.type == "cuda" and plain: cbs.append(CudaGraphs(dtype))
@@ -121,8 +120,7 @@ def run_callbacks(learn, cfg, bar):
 
 def settle(cfg, learn):
     "`cfg` with precision, lr and wd as they were chosen here: a run may go on elsewhere."
-    dtype = learn.precision.dtype if hasattr(learn, "precision") else torch.float32
-    short = next(k for k, v in DTYPES.items() if v == dtype)
+    short = next(k for k, v in DTYPES.items() if v == learn.precision.dtype)
     lr, wd = lr_and_wd(cfg)
     return replace(cfg, precision=short, lr=lr, wd=wd)
 

@@ -1,9 +1,11 @@
 """The device that trains, the type of number that it computes in, and what follows from them."""
 from contextlib import nullcontext
+from functools import cache
+from timeit import timeit
 
 import torch
 
-from ..distributed import local_rank, world
+from ..distributed import from_first, local_rank, world
 from ..errors import UserError
 from .cpu import SmallConvs, keep_memory
 
@@ -33,7 +35,8 @@ def count(device):
 def pick_precision(name, device):
     "The torch.dtype of the forward pass; for auto the fastest type that `device` computes well in."
     if name != "auto": return DTYPES[name]
-    if device.type == "cpu" and fast_at_bf16(): return torch.bfloat16
+    # processes that share a training compute alike
+    if device.type == "cpu" and from_first(faster_in_bf16()): return torch.bfloat16
     if device.type != "cuda": return torch.float32
     major, _ = torch.cuda.get_device_capability(device)
     if major >= 8: return torch.bfloat16        # Ampere and newer
@@ -41,7 +44,25 @@ def pick_precision(name, device):
     return torch.float32
 
 
-def fast_at_bf16():
+@cache
+def faster_in_bf16():
+    """Whether this processor is clearly faster at products in bfloat16 than in float32: a try of some ms.
+
+    That it has instructions for bfloat16 does not tell: some need twice the time of float32."""
+    if not multiplies_bf16(): return False
+    # in turns, and the least of each: what else the machine does only makes it longer
+    tries = [(seconds_of_product(torch.bfloat16), seconds_of_product(torch.float32)) for _ in range(20)]
+    bf16, fp32 = map(min, zip(*tries))
+    return bf16 < 0.8 * fp32
+
+
+def seconds_of_product(dtype, n=512):
+    "What the product of two matrices (n,n) takes."
+    a = torch.ones(n, n, dtype=dtype)
+    return timeit(lambda: a @ a, number=1)
+
+
+def multiplies_bf16():
     "Whether this processor has instructions that multiply bfloat16 (AMX, AVX-512)."
     # before torch 2.11; a processor with AMX has this, too
     if not hasattr(torch.cpu, "get_capabilities"): return torch.cpu._is_avx512_bf16_supported()
@@ -59,11 +80,11 @@ def needs_scaling(dtype):
 
 
 def small_convs(device, dtype):
-    """SmallConvs where they are faster: in bfloat16, on processors that multiply it.
+    """SmallConvs where they are faster: on a CPU, in float32 and in a bfloat16 that it multiplies.
 
     Elsewhere a context that does nothing."""
-    if device.type == "cpu" and dtype == torch.bfloat16 and fast_at_bf16(): return SmallConvs(dtype)
-    return nullcontext()
+    able = dtype == torch.float32 or dtype == torch.bfloat16 and multiplies_bf16()
+    return SmallConvs(dtype) if device.type == "cpu" and able else nullcontext()
 
 
 def prepare(device):
