@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,17 @@ def test_a_damaged_checkpoint_is_named(undisturbed, tmp_path, capsys, content):
         (undisturbed / "models" / "last.pth").read_bytes()[:20_000] if content is None else content
     )
     assert f"{path} is damaged" in failure(capsys, "--resume", tmp_path / "r")
+
+
+def test_a_checkpoint_that_would_unpack_to_more_than_its_file_is_refused(finished, capsys):
+    path = finished / "models" / "last.pth"
+    with zipfile.ZipFile(path) as z:
+        parts = {o: z.read(o) for o in z.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        for name, content in parts.items():
+            z.writestr(name, content + bytes(10**8 if name.endswith("data/0") else 0))
+    assert path.stat().st_size < 10**7
+    assert f"{path} is damaged" in failure(capsys, "--resume", finished, "--epochs", 5)
 
 
 def test_a_hostile_checkpoint_runs_nothing(undisturbed, tmp_path, capsys):

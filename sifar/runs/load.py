@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import NoneType
 
-import torch
 from fastcore.all import noop
 
 from ..config import TrainConfig, flag
@@ -14,7 +13,7 @@ from ..data.loaders import get_dls, stand_in_dls
 from ..distributed import from_first, is_first
 from ..errors import UserError, one_line
 from ..files import open_plain
-from ..training.callbacks import DAMAGED, RunLog, SaveBest, SaveLast, fingerprint, load_weights
+from ..training.callbacks import DAMAGED, RunLog, SaveBest, SaveLast, fingerprint, load_weights, read_tensors
 from ..training.learner import get_learner
 from ..training.metrics import best_row
 from .run import Run, check_row, last_checkpoint
@@ -66,9 +65,7 @@ def check_settings(run, cbs, state):
 def last_state(run):
     "The dictionary in models/last.pth, checked: see SaveLast for what is in it. Errors: UserError."
     path = last_checkpoint(run)
-    # weights_only: no code of the file is run
-    try:
-        with open_plain(path) as f: state = torch.load(f, map_location="cpu", weights_only=True)
+    try: state = read_tensors(path)
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing: this run cannot go on, start a new one.") from e
     except OSError as e:

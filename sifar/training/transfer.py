@@ -1,12 +1,10 @@
 """A model that starts from the weights of another, which learned on other images."""
 from pathlib import Path
 
-import torch
-
 from ..errors import UserError, one_line
 from ..files import ROOT
 from ..log import log
-from .callbacks import DAMAGED
+from .callbacks import DAMAGED, read_tensors
 from .models import fixed_size
 from .recipe import load_learner
 
@@ -43,8 +41,7 @@ def read_weights(cfg):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
             return load_file(path)
-        # weights_only: no code of the file is run
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path)
         if path.name == "last.pth": state = (state.get("ema") or state)["model"]
         return state
     except PermissionError: raise
