@@ -122,6 +122,7 @@ def test_the_average_of_the_weights_is_what_is_exported(tmp_path):
     assert tensors_equal(got, state["ema"]["model"]) and not tensors_equal(got, state["model"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "SIFAR_DATA" not in os.environ, reason="SIFAR_DATA names no folder with the real CIFAR-100"
 )
