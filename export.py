@@ -32,7 +32,8 @@ def main(args=None):
     parser = Parser(
         "export.py", "Write the learner.pkl and the model.json of a finished run into its folder, "
                      "and what else is named.")
-    parser.add_argument("run", type=Path, nargs="?", help="run folder; else the run that was finished last")
+    parser.add_argument("run", type=Path, nargs="?",
+                        help="run folder; else the run that was finished last")
     parser.add_argument("--onnx", action="store_true",
                         help="also write model.onnx: images uint8 in, probabilities out")
     parser.add_argument("--weights", action="store_true", help="also write model.safetensors")
@@ -40,7 +41,8 @@ def main(args=None):
                         help="also write a complete Hugging Face Space into this folder")
     parser.add_argument("--light", action="store_true",
                         help="let the Space compute by ONNX Runtime, without PyTorch and fastai")
-    parser.add_argument("--push", metavar="USER/NAME", help="upload the Space to USER/NAME on Hugging Face")
+    parser.add_argument("--push", metavar="USER/NAME",
+                        help="upload the Space to USER/NAME on Hugging Face")
     with one_line_errors():
         cfg = parser.parse_args(args)
         quiet_imports()
