@@ -16,7 +16,7 @@ from sifar import TrainConfig
 from sifar.data import twins
 from sifar.data.datasets import load_data
 from sifar.runs import check, report
-from sifar.runs.doubts import doubted
+from sifar.runs.doubts import doubted, standard, unlike
 
 
 def tiles(n, side=64):
@@ -179,6 +179,17 @@ def test_swapped_labels_are_doubted_and_few_others():
     hits = np.isin(np.flatnonzero(doubt), swapped)
     assert hits.sum() >= 0.7 * 60 and hits.mean() >= 0.9
     assert (new[doubt] == true[doubt]).mean() >= 0.9 and margin[doubt].min() > 0.4
+
+
+def test_swapped_labels_are_told_by_the_features_of_other_images():
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 3, 600)
+    features = standard(np.eye(8)[true] + rng.normal(0, 0.2, (600, 8)))
+    labels, swapped = true.copy(), rng.choice(600, 30, replace=False)
+    labels[swapped] = (true[swapped] + 1) % 3
+    doubt, new, _ = unlike(features, labels)
+    assert doubt[swapped].mean() >= 0.7 and np.isin(np.flatnonzero(doubt), swapped).mean() >= 0.7
+    assert (new[swapped] == true[swapped]).mean() >= 0.9
 
 
 def test_a_model_of_other_classes_judges_by_what_it_sees(exported, pets, tmp_path, capsys):

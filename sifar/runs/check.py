@@ -44,11 +44,10 @@ def check(data, folder, learn=None):
 
 def doubts(data, learn):
     "A Finding for each label that the learner `learn` doubts."
-    from .doubts import doubted, judge
-    rows, probs = judge(data, learn)
-    doubt, new, margin = doubted(probs, data.labels[rows])
-    order = [i for i in np.argsort(-margin, kind="stable") if doubt[i]]
-    return [Finding(DOUBTED, rows[i], margin[i], new=int(new[i])) for i in order]
+    from .doubts import judge
+    rows, (doubt, new, score) = judge(data, learn)
+    order = [i for i in np.argsort(-score, kind="stable") if doubt[i]]
+    return [Finding(DOUBTED, rows[i], score[i], new=int(new[i])) for i in order]
 
 
 def twins(data, folder):

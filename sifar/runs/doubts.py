@@ -1,19 +1,24 @@
-"""Labels that a model doubts, by confident learning: https://arxiv.org/abs/1911.00068
+"""Labels that a model doubts.
 
-The probabilities have to come from a model that did not learn from these very labels."""
+Their scores have to come from a model that did not learn from these very labels."""
 import numpy as np
 import torch
 from fastcore.all import chunked
 from torch import nn
 
 from ..errors import UserError
+from ..training.models import ResNet
 
 FOLDS = 3
+PART = 10_000           # images that are judged together, at most: time grows with its square, a matrix too
+WIDTH, RIDGE = 0.7, 0.7                 # of the kernel ridge regression
+RIVAL, DOUBT = 0.3, -0.15               # how much another class counts, and the limit: both measured
 
 
 def doubted(probs, labels):
     """For probs (n,c) and labels (n,): which are doubted, the likelier class, and by how much, each (n,).
 
+    Confident learning: https://arxiv.org/abs/1911.00068
     An image counts for a class where it is as likely as for the images with that label on average. Doubted
     is a label where the likeliest of those classes is another."""
     of_own = np.full(probs.shape[1], np.inf)
@@ -25,37 +30,70 @@ def doubted(probs, labels):
 
 
 def judge(data, learn):
-    """Rows of an ImageData and their probabilities (rows,c) by the learner `learn`, for `doubted`.
+    """Rows of an ImageData, and what `doubted` gives of them by the learner `learn`.
 
-    A model of the same classes says them itself, of test: it may have learned all others by heart. Of one
-    with other classes the features are taken: a logistic regression on those learns the labels, and says
-    them of images that it has not seen. Errors: UserError."""
+    A model of the same classes judges test: it may have learned all others by heart. Of one with other
+    classes the features are taken, see `unlike`. Errors: UserError."""
     if list(learn.dls.vocab) == list(data.vocab):
         if not len(data.test): raise UserError("A model of the same classes judges test alone: it is empty.")
-        return data.test, outputs(learn, data.images[data.test])[1]
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+        probs = outputs(learn, data.images[data.test])[1]
+        return data.test, doubted(probs, data.labels[data.test])
     rows = np.sort(np.concatenate((data.train, data.valid, data.test)))
-    labels = data.labels[rows]
-    if min(np.bincount(labels)) < FOLDS:
+    if min(np.bincount(data.labels[rows])) < FOLDS:
         raise UserError(f"The labels cannot be judged: a class has less than {FOLDS} images to learn from.")
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.003, max_iter=200))
-    features = outputs(learn, data.images[rows])[0]
-    return rows, cross_val_predict(model, features, labels, cv=FOLDS, method="predict_proba")
+    return rows, unlike(outputs(learn, data.images[rows])[0], data.labels[rows])
+
+
+def unlike(features, labels):
+    """As `doubted`, for features (n,f): by kernel ridge regression on the labels of other images.
+
+    Doubted is a label whose score lies far below the scores that labels have on average; an image that is
+    like many of its own class as well as of another keeps it."""
+    scores = np.empty((len(labels), labels.max() + 1), np.float32)
+    order = np.random.default_rng(0).permutation(len(labels))
+    for part in np.array_split(order, -(-len(order) // PART)):
+        scores[part] = out_of_fold(features[part], labels[part], scores.shape[1])
+    rows = np.arange(len(labels))
+    own = scores[rows, labels]
+    scores[rows, labels] = -np.inf
+    new = scores.argmax(1)
+    score = (own - RIVAL * scores[rows, new]) / max(own.mean(), 1e-3)
+    return score < DOUBT, new, -score
+
+
+def out_of_fold(x, labels, n_classes):
+    "How much each of features x (n,f) is of each class, by the labels of other folds: (n,n_classes)."
+    from sklearn.kernel_ridge import KernelRidge
+    from sklearn.model_selection import KFold, cross_val_predict
+    model = KernelRidge(alpha=RIDGE, kernel="rbf", gamma=WIDTH)
+    folds = KFold(FOLDS, shuffle=True, random_state=0)
+    return cross_val_predict(model, x, np.eye(n_classes, dtype=np.float32)[labels], cv=folds)
 
 
 @torch.inference_mode()
 def outputs(learn, images, bs=250):
-    "What goes into the last linear layer of a learner, (n,features), and its probabilities (n,c)."
+    """Features of images by a learner, (n,f), and its probabilities (n,c).
+
+    Features are what goes into the last linear layer, and the mean of an earlier stage of our own models;
+    each part is standardised and of length 1."""
     layers = [o for o in learn.model.modules() if isinstance(o, nn.Linear)]
     if not layers: raise UserError(f"The model {learn.arch} has no linear layer, so it cannot judge labels.")
-    features, probs = [], []
-    hook = layers[-1].register_forward_pre_hook(lambda _, args: features.append(args[0].cpu().numpy()))
+    last, earlier, probs = [], [], []
+    def keep_input(_, args): last.append(args[0].cpu().numpy())
+    def keep_mean(*args): earlier.append(args[2].mean((2, 3)).cpu().numpy())
+    hooks = [layers[-1].register_forward_pre_hook(keep_input)]
+    if isinstance(learn.model, ResNet): hooks.append(learn.model.blocks[-3].register_forward_hook(keep_mean))
     try:
         for part in chunked(images, bs):
             dl = learn.dls.test_dl(part, rm_type_tfms=0, bs=bs, num_workers=0)
             probs += [learn.model(xb).softmax(1).cpu().numpy() for xb, in dl]
-    finally: hook.remove()
-    return np.concatenate(features), np.concatenate(probs)
+    finally:
+        for hook in hooks: hook.remove()
+    features = [standard(np.concatenate(o)) for o in (last, earlier) if o]
+    return np.concatenate(features, axis=1), np.concatenate(probs)
+
+
+def standard(x):
+    "Features (n,f) with mean 0 and deviation 1, then of length 1 for each image."
+    x = (x - x.mean(0)) / (x.std(0) + 1e-3)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
