@@ -1,4 +1,6 @@
 """The device that trains, the type of number that it computes in, and what follows from them."""
+import sys
+import time
 from contextlib import nullcontext
 from functools import cache
 from timeit import timeit
@@ -50,16 +52,21 @@ def faster_in_bf16():
 
     That it has instructions for bfloat16 does not tell: some need twice the time of float32."""
     if not multiplies_bf16(): return False
-    # in turns, and the least of each: what else the machine does only makes it longer
-    tries = [(seconds_of_product(torch.bfloat16), seconds_of_product(torch.float32)) for _ in range(20)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)        # several wait for each other, and for what else the machine does
+    try: tries = [(seconds_of_product(torch.bfloat16), seconds_of_product(torch.float32)) for _ in range(20)]
+    finally: torch.set_num_threads(threads)
+    # the least of each: interruptions only make it longer
     bf16, fp32 = map(min, zip(*tries))
     return bf16 < 0.8 * fp32
 
 
 def seconds_of_product(dtype, n=512):
-    "What the product of two matrices (n,n) takes."
+    "What the product of two matrices (n,n) takes of this thread's time on the processor."
     a = torch.ones(n, n, dtype=dtype)
-    return timeit(lambda: a @ a, number=1)
+    # this clock stops while others have the processor; on Windows it counts in steps of 16 ms
+    clock = time.perf_counter if sys.platform == "win32" else time.thread_time
+    return timeit(lambda: a @ a, timer=clock, number=1)
 
 
 def multiplies_bf16():
