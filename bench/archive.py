@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 
 from sifar.cli import without_folders
-from sifar.files import write_file
+from sifar.files import write_file, write_json
 from sifar.log import quiet_imports
 from sifar.runs.load import load_run
 
@@ -26,7 +26,7 @@ def archive(run, folder):
     for name in ("data", "runs"): about["settings"].pop(name, None)         # whoever reads it has their own
     about["commands"] = [without_folders(line) for line in about["commands"]]
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "config.json", json.dumps(about, indent=2) + "\n")
+    write_json(folder / "config.json", about)
     for name in ("history.csv", "metrics.json"): write_file(folder / name, (run / name).read_bytes())
     write_file(folder / "model.safetensors", save(half))
 

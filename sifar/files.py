@@ -86,6 +86,14 @@ def read_json(path, most=MAX_TEXT):
     return parse_json(read_file(path, most).decode(errors="replace"), most)
 
 
+def write_json(path, content):
+    "Write a JSON file for people to read: a line for each entry, but one for a whole list of numbers."
+    text = json.dumps(content, indent=2) + "\n"
+    # no text in JSON has a line break
+    text = re.sub(r"\[\n[\d\s,.e+-]+\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
+    write_file(path, text)
+
+
 def parse_json(text, most=MAX_TEXT):
     "What a stranger's JSON says. Errors: UserError, also for a key that is there twice, NaN, long numbers."
     def number(kind, digits):

@@ -14,7 +14,7 @@ from conftest import COLD, SMALL
 from test_train import ROOT, SHORT, assert_same_run, command, failure, files, history, run, start, weights
 
 from sifar import UserError, load_learner
-from sifar.files import read_json, write_file
+from sifar.files import read_json, write_file, write_json
 from sifar.log import log, log_to_screen
 from sifar.runs import report
 from sifar.runs.load import last_state, load_run
@@ -44,6 +44,13 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path, mine):
     write_file(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "new" and not (tmp_path / "a").is_symlink()
     assert sorted(o.name for o in tmp_path.iterdir()) == ["a", "a.tmp", "mine"]
+
+
+def test_a_json_file_has_a_list_of_numbers_in_one_line_and_all_else_as_it_was(tmp_path):
+    content = {"counts": [1, -2, 3.5e-8], "stats": [[0.5, 1], [2]], "names": ["a [1,\n  2]", "b"], "none": []}
+    write_json(tmp_path / "a.json", content)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == content and '"counts": [1, -2, 3.5e-08],' in text.split("\n")[1]
 
 
 def test_links_and_files_of_the_user_in_a_run_folder_are_left_alone(finished, mine):

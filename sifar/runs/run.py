@@ -1,6 +1,5 @@
 """A run folder: made, described, read and checked, and removed again where nothing was trained."""
 import csv
-import json
 import logging
 import os
 import platform
@@ -21,7 +20,7 @@ from ..config import FREE_ON_RESUME, TrainConfig, flag, is_own, parse_sizes
 from ..data.folder import larger_size
 from ..distributed import from_first, is_first, world
 from ..errors import UserError, explain, name_batch_size, one_line
-from ..files import LEFT_OVER, ROOT, identity, read_file, read_json, remove_left_overs, write_file
+from ..files import LEFT_OVER, ROOT, identity, read_file, read_json, remove_left_overs, write_json
 from ..log import command, counted, log, log_to_file
 
 PACKAGES = "torch", "torchvision", "fastai", "albumentations", "timm", "numpy"
@@ -410,7 +409,7 @@ def describe_run(run, cfg, learn, args):
     if not is_first(): return
     earlier = Run(run).about.get("commands", []) if cfg.resume else []
     about = get_about(cfg, learn, [*earlier, shlex.join(["python", "train.py", *args])])
-    write_file(Path(run) / "config.json", json.dumps(about, indent=2) + "\n")
+    write_json(Path(run) / "config.json", about)
 
     from fastai.callback.hook import total_params
     data, (parameters, _) = learn.dls.data, total_params(learn.model)
@@ -488,4 +487,4 @@ def git_commit():
 
 
 def write_metrics(run, metrics):
-    write_file(Path(run) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_json(Path(run) / "metrics.json", metrics)

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..cli import one_line_errors, without_folders
 from ..errors import UserError
-from ..files import ROOT, STALE, write_file
+from ..files import ROOT, STALE, write_file, write_json
 from ..log import command, log
 from ..runs.load import load_run
 from ..runs.run import Run
@@ -68,7 +68,7 @@ def write_learner(learn, path, about):
         about = {**about, "sha256": hashlib.sha256(tmp.read_bytes()).hexdigest()}
         path.with_name("model.json").unlink(missing_ok=True)
         os.replace(tmp, path)
-    write_file(path.with_name("model.json"), json.dumps(about, indent=2) + "\n")
+    write_json(path.with_name("model.json"), about)
     log_written(path, "a fresh process loaded it, and gave", images)
 
 
