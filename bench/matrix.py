@@ -2,6 +2,7 @@
 
     python -m bench.matrix                      # makes build/matrix/NAME: 7 GB and ten minutes each
     python -m bench.matrix oldest=PYTHON ...    # with environments that are there, and no others
+    python -m bench.matrix tests/test_recipe.py ...     # these tests alone; flags of pytest go as well
 
 A target of the Makefile: make matrix. The Pythons are looked for in the PATH. It ends with the table of
 CONTRIBUTING.md, and with exit code 1 where something failed."""
@@ -93,17 +94,18 @@ def versions(python):
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
 
-def quick_tests(python):
-    "The last line of the quick tests."
+def quick_tests(python, args):
+    "The last line of the quick tests, or of those that `args` name."
     # libraries that are old and new side by side warn of each other
-    command = [python, "-m", "pytest", *WORKERS, *OLD_WARNINGS]
+    command = [python, "-m", "pytest", *WORKERS, *OLD_WARNINGS, *args]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     print(done.stdout[-5000:])
     return done.stdout.strip().splitlines()[-1].strip("= ")
 
 
 def main(args):
-    given = {name: Path(python) for name, _, python in (arg.partition("=") for arg in args)}
+    given = {name: Path(python) for name, python in (arg.split("=") for arg in args if "=" in arg)}
+    args = [arg for arg in args if "=" not in arg]
     pythons = given or {name: python for name in ENVIRONMENTS if (python := make(name))}
     done = {name: round_trip(name, python) for name, python in pythons.items()}
     failed = not all(done.values())
@@ -112,7 +114,7 @@ def main(args):
     for name, python in pythons.items():
         read = [other for other in pythons if other != name and done[other] and reads(python, name, other)]
         failed |= len(read) < len(pythons) - 1
-        tests = quick_tests(python)
+        tests = quick_tests(python, args)
         failed |= "failed" in tests or "error" in tests
         cells = name, *versions(python), "yes" if done[name] else "no", ", ".join(read), tests
         print(f"| {' | '.join(cells)} |", flush=True)
