@@ -17,15 +17,15 @@ from functools import cache, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-from PIL import Image, ImageDraw
-
 try:
     import gradio as gr
+    import numpy as np
     from gradio import processing_utils
     from gradio.utils import get_upload_folder
+    from PIL import Image, ImageDraw
     from starlette.requests import ClientDisconnect
-except ImportError as e: sys.exit(f"sifar: the page needs Gradio ({e}): pip install 'sifar[page]', or gradio")
+except ImportError as e:
+    sys.exit(f"sifar: the page needs a library that is missing ({e}): pip install 'sifar[page]'")
 
 from sifar.cli import Parser, one_line_errors
 from sifar.data.image import crop_box, fit_views, read_rgb

@@ -1,4 +1,4 @@
 "python -m sifar.check: see runs/check.py"
-from .runs.check import main
+from .cli import start
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": start("sifar.runs.check")

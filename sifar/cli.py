@@ -10,6 +10,7 @@ import sys
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path, PureWindowsPath
 from traceback import clear_frames
@@ -31,7 +32,12 @@ from .config import (
 from .distributed import say
 from .errors import UserError, explain
 from .libraries import check_libraries
-from .log import called, leave_closed_terminal
+
+try:
+    from .log import called, leave_closed_terminal
+except ModuleNotFoundError as e:            # rich, which is imported before one_line_errors can listen
+    say(explain(e))
+    sys.exit(2)
 
 FEW = 500           # training images a class below which a folder is fine-tuned
 
@@ -198,6 +204,11 @@ def one_line_errors(extra=None):
         for stream in (sys.stdout, sys.stderr): let_go(stream)
         sys.unraisablehook = hook
         for signum, handler in before.items(): signal.signal(signum, handler)
+
+
+def start(module):
+    "Run main() of a module, whose imports may lack a library."
+    with one_line_errors(): import_module(module).main()
 
 
 def ending_signals():

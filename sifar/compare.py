@@ -1,4 +1,4 @@
 "python -m sifar.compare: see runs/compare.py"
-from .runs.compare import main
+from .cli import start
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": start("sifar.runs.compare")

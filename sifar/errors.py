@@ -37,6 +37,8 @@ def need(ok, what):
 def explain(e):
     "The one line for an exception that a user or a machine can cause; None for a bug of ours."
     if isinstance(e, UserError): return e.text
+    if isinstance(e, ModuleNotFoundError) and e.name and not e.name.startswith("sifar"):
+        return f"{e.name} is missing: pip install -r requirements.txt, or sifar again."
     if out_of_memory(e):
         what_to_do = "end other programs, or set CUDA_VISIBLE_DEVICES= to do without a GPU"
         return f"The memory of this machine, or of its GPU, is used up: {what_to_do}."

@@ -1,4 +1,4 @@
 "python -m sifar.predict: see share/predict.py"
-from .share.predict import main
+from .cli import start
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": start("sifar.share.predict")

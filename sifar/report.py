@@ -1,4 +1,4 @@
 "python -m sifar.report: see runs/report.py"
-from .runs.report import main
+from .cli import start
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": start("sifar.runs.report")

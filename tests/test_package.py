@@ -114,6 +114,17 @@ def test_a_library_of_another_time_is_one_line(found, site, tmp_path):
     assert here == want
 
 
+@pytest.mark.parametrize(
+    ("library", "args"),
+    [("rich", ["train.py", "--help"]), ("numpy", ["app.py"]), ("numpy", ["-m", "sifar.report"])],
+)
+def test_a_core_library_that_is_missing_is_one_line_wherever_it_is_imported(library, args, tmp_path):
+    gone = f'raise ModuleNotFoundError("No module named {library!r}", name="{library}")'
+    (tmp_path / f"{library}.py").write_text(gone)
+    said = run("", ROOT, *args, exit_code=1 if args == ["app.py"] else 2, first=tmp_path)
+    assert said.count("\n") == 1 and said.startswith("sifar: ") and library in said and "pip install" in said
+
+
 def test_a_library_that_is_missing_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("sifar.libraries.ROOT", tmp_path)
     extras = '[project.optional-dependencies]\npage = ["no-such-library>=1"]\n'
