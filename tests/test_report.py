@@ -62,6 +62,15 @@ def test_training_leaves_a_page_that_needs_nothing_else(run_folder):
     assert str(run_folder.parents[1]) not in text, "no path of this machine"
 
 
+def test_the_page_says_how_many_processes_trained_and_whose_images_batchnorm_saw(finished):
+    about = json.loads((finished / "config.json").read_text())
+    for sync_bn, want in ((False, "2, BatchNorm local to each"), (True, "2, BatchNorm synchronised")):
+        about["settings"]["sync_bn"] = sync_bn
+        (finished / "config.json").write_text(json.dumps({**about, "processes": 2}))
+        report.main([str(finished)])
+        assert want in (finished / "report.html").read_text()
+
+
 def test_the_figures_are_those_of_fastai(run_folder):
     learn, metrics = load_run(run_folder), json.loads((run_folder / "metrics.json").read_text())
     with learn.no_bar():

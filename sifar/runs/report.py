@@ -448,13 +448,22 @@ def settings(about):
     for k in ("data", "runs", "dataset", "labels", "fixes", "init"):
         if k in own: own[k] = Path(own[k]).name
     versions = {**about.get("versions", {}),
-                "device": about.get("device"), "git commit": about.get("git_commit")}
+                "device": about.get("device"), "git commit": about.get("git_commit"),
+                "processes": processes(about)}
     return {
         "pictures": own["dataset"] if is_own(about["settings"]["dataset"]) else None,
         "commands": [without_folders(line) for line in about.get("commands", [])],
         "settings": own,
         "versions": versions,
     }
+
+
+def processes(about):
+    "How many trained together, and of whose images BatchNorm's statistics were."
+    n = about.get("processes", 1)
+    if n == 1: return 1
+    synchronised = about["settings"].get("sync_bn")
+    return f"{n}, BatchNorm {'synchronised' if synchronised else 'local to each'}"
 
 
 # ---- the command ----
