@@ -45,7 +45,7 @@ def explain(e):
     if isinstance(e, RuntimeError) and "DataLoader worker" in str(e):       # as torch says it
         what_to_do = "look whether the memory is used up, or do without: --workers 0"
         return f"A process of --workers failed ({one_line(e)}): {what_to_do}."
-    if lost(e): return "Another process of this training ended: see what it says, then go on with --resume."
+    if lost(e): return "Another process ended: see what it says; a training goes on with --resume."
     # what torch.save says of a full disk
     if isinstance(e, RuntimeError) and "unexpected pos" in str(e):
         return "A disk is full, or that of temporary files: make room and run it again."

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 import train
 from sifar import TrainConfig, UserError
@@ -65,6 +66,16 @@ def torchrun(*args, n=2):
     "The command line of `n` processes that run `args`."
     start = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
     return [*start, "--nproc_per_node", str(n), *map(str, args)]
+
+
+@pytest.fixture
+def image_files(tmp_path):
+    "A folder with two pictures."
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(2):
+        Image.new("RGB", (32, 32), (90 * i, 0, 0)).save(folder / f"{i}.png")
+    return folder
 
 
 def several(monkeypatch, world, rank):
@@ -132,6 +143,26 @@ def test_a_process_has_its_own_part_of_valid_and_test(monkeypatch):
     assert train_1 == train_2 and [a + b for a, b in zip(rest_1, rest_2)] == [143, 359]
 
 
+def predict(exported, folder, table):
+    args = "-m", "sifar.predict", exported[0] / "learner.pkl", folder, "--csv", table
+    return subprocess.run(torchrun(*args, n=3), capture_output=True, text=True, timeout=300)
+
+
+def test_files_are_shared_out_among_more_processes_than_there_are(exported, image_files, tmp_path):
+    (image_files / "bad.png").write_text("no image")
+    done = predict(exported, image_files, tmp_path / "a.csv")
+    assert done.returncode == 0 and (done.stdout + done.stderr).count("Skipped: ") == 1, done.stderr
+    rows = (tmp_path / "a.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == [str(image_files / f"{i}.png") for i in range(2)]
+
+
+def test_files_of_which_none_is_an_image_are_one_line_of_all_processes(exported, tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
+    done = predict(exported, tmp_path, tmp_path / "a.csv")
+    assert done.returncode and done.stderr.count("sifar (") == 1, done.stderr
+    assert "None of the 1 files could be read" in done.stderr and not (tmp_path / "a.csv").exists()
+
+
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_kept_by_one_survives_a_kill_and_goes_on_alone(tmp_path):
     run = tmp_path / "digits" / "a"
@@ -146,8 +177,8 @@ def test_a_run_of_two_processes_is_kept_by_one_survives_a_kill_and_goes_on_alone
     killed = time.monotonic()
     assert process.wait(timeout=60) and time.monotonic() - killed < 40
     said = (tmp_path / "log").read_text()
-    assert said.count("Another process of this training ended") == 1, said
-    assert f"--resume {run}" in said and "Traceback" not in said.partition("Another process")[0]
+    assert said.count("Another process ended") == 1, said
+    assert f"--resume {run}" in said and "Traceback" not in said.partition("Another process ended")[0]
     assert 0 < last_state(run)["epoch"] < 8
     train.main(["--resume", str(run)])
     assert json.loads((run / "metrics.json").read_text())["epochs"] == 8

@@ -1,6 +1,7 @@
 """Classify image files and folders of them: python -m sifar.predict MODEL IMAGE..."""
 import csv
 import io
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -17,9 +18,11 @@ def predict(cfg):
     predictor, files = Predictor(cfg.model, views=cfg.views), list_images(cfg.images)
     # of several processes, each has a part of the files
     parts = gather(list(classify(predictor, part(files), cfg.top_k, say=not cfg.csv)))
-    if not is_first(): return
     rows = list(chain.from_iterable(parts))
-    if not rows: raise UserError(f"None of the {len(files)} files could be read as an image.")
+    if not rows:
+        if not is_first(): sys.exit(2)
+        raise UserError(f"None of the {len(files)} files could be read as an image.")
+    if not is_first(): return
     if cfg.csv: write_csv(cfg.csv, rows)
     where = f", all in {cfg.csv}" if cfg.csv else ""
     if cfg.csv or len(rows) < len(files):
