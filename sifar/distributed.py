@@ -35,7 +35,7 @@ def joined(name):
 
     from .training.precision import pick_device
     device = pick_device(name)
-    if device.type == "cuda": torch.cuda.set_device(device)
+    if device.type == "cuda": torch.cuda.set_device(device.index or 0)  # one process has no number
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
     # fastai would take these for its own way, which gathers the figures of each batch
     for name in ("WORLD_SIZE", "RANK"): os.environ[f"SIFAR_{name}"] = os.environ.pop(name)

@@ -62,6 +62,23 @@ if __name__ == "__main__":
 """
 
 
+JOINED = """
+import torch
+import torch.distributed as dist
+from sifar import TrainConfig, get_dls, get_learner
+from sifar.distributed import joined
+from sifar.training.graphs import CudaGraphs
+
+with joined("auto"):
+    cfg = TrainConfig(dataset="digits", arch="resnet8", bs=64, augment="batch", device="cuda")
+    learn = get_learner(get_dls(cfg), cfg)
+    graphs = any(isinstance(o, CudaGraphs) for o in learn.cbs)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_warmup_cosine(1, warmup=0)
+    print(dist.get_backend(), torch.cuda.current_device(), "graphs" if graphs else "")
+"""
+
+
 def torchrun(*args, n=2):
     "The command line of `n` processes that run `args`."
     start = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
@@ -182,3 +199,27 @@ def test_a_run_of_two_processes_is_kept_by_one_survives_a_kill_and_goes_on_alone
     assert 0 < last_state(run)["epoch"] < 8
     train.main(["--resume", str(run)])
     assert json.loads((run / "metrics.json").read_text())["epochs"] == 8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_process_of_torchrun_on_a_gpu_joins_by_nccl_and_trains_by_graphs(tmp_path):
+    script = tmp_path / "joined.py"
+    script.write_text(JOINED)
+    done = subprocess.run(
+        torchrun(script, n=1),
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-3:] == ["nccl", "0", "graphs"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_one_process_on_a_gpu_has_nobody_to_synchronise_batchnorm_with(tmp_path):
+    args = *SMALL, "--epochs", "1", "--device", "cuda", "--sync-bn", "--runs", tmp_path
+    done = subprocess.run(torchrun("train.py", *args, n=1), capture_output=True, text=True, timeout=120)
+    assert done.returncode and "--sync-bn is for several processes on GPUs" in done.stderr
