@@ -13,6 +13,7 @@ from conftest import SMALL, on_pictures
 from test_train import SHORT, TWO_EPOCHS, assert_same_run, failure, files, history, run, start
 
 import export
+from sifar import TrainConfig, UserError, get_dls, get_learner
 
 
 @pytest.mark.parametrize("signum, code", [
@@ -127,6 +128,12 @@ def test_more_epochs_go_on_from_a_finished_run(tmp_path, capsys):
     assert "2 epochs instead of 1" in capsys.readouterr().out
     assert [o["epoch"] for o in history(tmp_path / "digits" / "a")] == ["1", "2"]
     assert json.loads((tmp_path / "digits" / "a" / "config.json").read_text())["settings"]["epochs"] == 2
+
+
+def test_a_learner_in_python_does_not_train_anew_what_should_be_resumed(undisturbed):
+    cfg = TrainConfig(preset="smoke", resume=undisturbed)
+    with pytest.raises(UserError, match=r"train\.main\(\['--resume', '.*whole'\]\) does"):
+        get_learner(get_dls(cfg), cfg)
 
 
 def test_a_name_that_is_taken_is_refused(undisturbed, capsys):

@@ -48,7 +48,11 @@ def get_learner(dls, cfg, path=".", start=True):
     """A Learner on `dls` as `cfg` says: model, smoothed loss, optimizer, top-1, top-5 and balanced accuracy.
 
     Its callbacks are those that change the training. start: with the weights of cfg.init, where there
-    is one. Errors: UserError where device, model or weights cannot be had."""
+    is one; otherwise the caller fills in those of a run. Errors: UserError where device, model or weights
+    cannot be had, or where cfg.resume would do nothing."""
+    if cfg.resume and start:
+        how = f"train.main(['--resume', {cfg.resume!r}])"
+        raise UserError(f"get_learner does not go on with a run, {how} does: leave resume out.")
     device = pick_device(cfg.device)
     prepare(device)
     set_seed(cfg.seed)              # the weights follow from it
