@@ -398,6 +398,29 @@ def test_a_light_space_that_is_damaged_is_one_line(light, tmp_path, name):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": "0123456789"},
+        {"classes": list(range(10))},
+        {"classes": [*"012345678", "\x1b[2J"]},
+        {"classes": ["0"] * 10},
+        {"superclasses": ["odd"]},
+        {"superclasses": [None] * 10},
+        {"size": True},
+        {"size": 10**6},
+        {"fit": ["crop"]},
+    ],
+    ids=str,
+)
+def test_a_light_space_with_odd_classes_or_sizes_is_one_line(light, tmp_path, change):
+    about = json.loads((light / "model.json").read_text())
+    shutil.copy(light / "model.onnx", tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps({**about, **change}))
+    with pytest.raises(UserError, match="are no model: its (class|superclasses|image size|fit)"):
+        Predictor(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
     "arch, there", [("resnet8", True), ("sprintnet", True), ("timm:vit_tiny_patch16_224", False)]
 )
 def test_heat_maps_are_in_the_onnx_model_of_a_grid_that_is_pooled(arch, there):

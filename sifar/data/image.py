@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import UserError, one_line
+from ..errors import UserError, need, one_line
 
 MAX_PIXELS, MAX_SIDE = 64_000_000, 16_384        # of a picture that is read; looked at before it is decoded
 GEOMETRY = "halfway, 90 %, bilinear"    # of fit_image: another one makes the caches of folders anew
@@ -19,6 +19,7 @@ VIEWS = {1: (0.9,), 2: (1, 0.8), 4: (1, 0.8)}
 # how a picture becomes square, by the longest side that is seen of one of w x h pixels
 FITS: dict[str, Callable] = {"halfway": lambda w, h: math.sqrt(w * h), "crop": min, "pad": max, "squash": max}
 GREY = (127, 127, 127)                  # beside a picture that is padded
+MAX_CLASSES, MAX_NAME = 100_000, 255
 
 
 @functools.cache
@@ -158,3 +159,24 @@ def white(dtype, largest):
     if dtype.kind == "b": return 1
     if dtype.kind == "f": return 1 if largest <= 1 else 255
     return 65_535 if dtype == np.uint16 or largest > 255 else 255
+
+
+# ---- what the file of a model says of its pictures ----
+
+def check_facts(o):
+    """Check what a dictionary, maybe a stranger's, says of image size, fit, classes and superclasses.
+
+    Errors: UserError where one is of another type or out of its bounds; KeyError for what is missing."""
+    sz, vocab, superclasses, fit = o["size"], o["classes"], o.get("superclasses"), o.get("fit", "halfway")
+    need(type(fit) is str and fit in FITS, "its fit is not one of them")
+    need(type(sz) is int and 8 <= sz <= 512, "its image size is not from 8 to 512 pixels")
+    need(are_names(vocab), "its class names are no list of names in plain characters")
+    need(len(set(vocab)) == len(vocab), "its class names are not all different")
+    one_each = superclasses is None or are_names(superclasses) and len(superclasses) == len(vocab)
+    need(one_each, "its superclasses are no list of a name for each class")
+
+
+def are_names(o):
+    "Whether `o` is a list of short texts without line breaks, controls, marks that turn writing round."
+    if type(o) is not list or not 1 <= len(o) <= MAX_CLASSES: return False
+    return all(type(v) is str and 1 <= len(v) <= MAX_NAME and v.isprintable() for v in o)

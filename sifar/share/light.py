@@ -2,7 +2,7 @@
 import numpy as np
 from PIL import Image
 
-from ..data.image import FITS
+from ..data.image import check_facts
 from ..errors import UserError, need, one_line
 from ..files import read_about
 
@@ -20,9 +20,9 @@ class OnnxModel:
         need(path.is_file(), f"{path} is missing: make it with python export.py RUN --onnx.")
         self.about = read_about(path)
         try:
+            check_facts(self.about)
             self.vocab, self.sz = self.about["classes"], self.about["size"]
             self.superclasses, self.fit = self.about.get("superclasses"), self.about.get("fit", "halfway")
-            need(self.fit in FITS, f"it has no known fit: {self.fit!r}")
             self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
             self.maps = len(self.session.get_outputs()) > 1
             shape = self.probs(np.zeros((1, self.sz, self.sz, 3), np.uint8)).shape
