@@ -1,4 +1,5 @@
 """Files: written whole or not at all, and read up to a bound."""
+import io
 import json
 import math
 import os
@@ -18,6 +19,7 @@ PACKAGE = Path(__file__).parent
 SCRIPTS = PACKAGE.with_name("sifar_scripts")
 ROOT = SCRIPTS if SCRIPTS.is_dir() else PACKAGE.parent
 MAX_TEXT = 2**22        # bytes of a file of settings or figures; Python's objects may take 50 times as much
+MAX_TABLE = 2**26       # bytes of a table, a million rows and more
 LEFT_OVER = re.compile(r"\.(.+)-[0-9a-f]{16}\.tmp")
 STALE = 3600            # seconds after which what is half written belongs to no process any more
 
@@ -79,6 +81,17 @@ def read_file(path, most=MAX_TEXT):
     with open_plain(path) as f: content = f.read(most + 1)
     if len(content) > most: raise UserError(f"{path} has more than {most:,} bytes")
     return content
+
+
+def open_table(path):
+    "The text of a CSV file, for the csv module. Errors: those of read_file, UnicodeDecodeError."
+    # utf-8-sig: spreadsheets write a mark at the beginning
+    return io.StringIO(read_file(path, MAX_TABLE).decode("utf-8-sig"), newline="")
+
+
+def delimiter(head):
+    "What is between the columns of a CSV file with this first line: commas, semicolons or tabs."
+    return max(",;\t", key=head.count)
 
 
 def read_json(path, most=MAX_TEXT):

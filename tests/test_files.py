@@ -14,6 +14,8 @@ from conftest import COLD, SMALL
 from test_train import ROOT, SHORT, assert_same_run, command, failure, files, history, run, start, weights
 
 from sifar import UserError, load_learner
+from sifar.data.fixes import read_fixes
+from sifar.data.labels import read_rows
 from sifar.files import read_json, write_file, write_json
 from sifar.log import log, log_to_screen
 from sifar.runs import report
@@ -251,3 +253,14 @@ def test_where_no_file_may_be_written_there_is_a_word(tmp_path):
         )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("sifar: File too large")
+
+
+@pytest.mark.parametrize("read", [read_rows, read_fixes])
+def test_what_is_no_table_is_not_waited_for_and_not_read_whole(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "zeros.csv").symlink_to("/dev/zero")
+    (tmp_path / "huge.csv").touch()
+    os.truncate(tmp_path / "huge.csv", 10**12)
+    for name, words in ("pipe", "no plain file"), ("zeros", "no plain file"), ("huge", "more than"):
+        with pytest.raises(UserError, match=words):
+            read(tmp_path / f"{name}.csv")

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..config import nearest
 from ..errors import UserError
-from ..files import write_file
+from ..files import delimiter, open_table, write_file
 from .splits import SPLITS
 
 COLUMNS = "image", "split", "class", "finding", "other", "score", "action", "new_class"
@@ -31,8 +31,7 @@ def read_fixes(path):
     As spreadsheets save it: with commas, semicolons or tabs, names of columns in any case, others left out.
     Errors: UserError, with the line."""
     try:
-        # utf-8-sig: spreadsheets write a mark at the beginning
-        with open(path, newline="", encoding="utf-8-sig") as f:
+        with open_table(path) as f:
             head = f.readline()
             columns = next(csv.reader([head.lower()], delimiter=delimiter(head)), [])
             table = csv.DictReader(f, [o.strip() for o in columns], delimiter=delimiter(head))
@@ -52,9 +51,6 @@ def read_fixes(path):
             raise UserError(f"{path}, line {line}: action {action!r} should be one of {', '.join(ACTIONS)}.")
         if action != "keep": found.append((line, {**row, "action": action}))
     return found
-
-
-def delimiter(head): return max(",;\t", key=head.count)
 
 
 def apply_fixes(data, path):

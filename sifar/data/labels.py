@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import delimiter, open_table
 from .layout import SPLIT_WORDS, Folder, check_classes
 
 # names of columns in small letters, without signs between the words; the likeliest first
@@ -54,11 +55,10 @@ def find_one(find, cell, path, where):
 def read_rows(table):
     "The rows of a CSV file, each with its number; commas, semicolons or tabs are between the columns."
     try:
-        with open(table, newline="", encoding="utf-8-sig") as f:
-            try: dialect = csv.Sniffer().sniff(f.readline(), ",;\t")
-            except csv.Error: dialect = csv.excel           # one column, or odd names
+        with open_table(table) as f:
+            between = delimiter(f.readline())
             f.seek(0)
-            reader = csv.reader(f, dialect)
+            reader = csv.reader(f, delimiter=between, skipinitialspace=True)
             rows = [(reader.line_num, row) for row in reader if row]
     except FileNotFoundError as e: raise UserError(f"{table} is missing.") from e
     except (csv.Error, UnicodeDecodeError) as e:
