@@ -3,7 +3,8 @@
     python -m bench.many [--rounds 3] [--arch resnet18] [--bs 128]      # on digits, on a CPU
 
 Each in turn trains one epoch, then two: the rate is that of the last one, in which all is warm, and the
-seconds of CPU that an image costs are the difference of the two. Those hold beside other programs, too."""
+seconds of CPU that an image costs are the difference of the two. Not beside other programs: two threads of
+one process then wait for each other, and spin."""
 import argparse
 import csv
 import os
