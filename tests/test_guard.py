@@ -222,6 +222,15 @@ def test_no_question_goes_past_the_queue(client):
         assert client.post(f"/gradio_api/{path}", json=body).status_code == 404
 
 
+def test_two_who_fetch_the_answers_of_one_session_leave_no_traceback(page, client):
+    question = {"data": [upload(client)], "fn_index": PREDICT, "session_hash": "shared"}
+    assert client.post(JOIN, json=question).status_code == 200
+    head = b"GET /gradio_api/queue/data?session_hash=shared HTTP/1.1\r\nHost: x\r\n\r\n"
+    with begin(page, head) as one, begin(page, head):
+        assert one.recv(100).startswith(b"HTTP/1.1 200")
+    assert "process_completed" in ask(client, [upload(client)])         # `client` looks into the log
+
+
 def test_what_gradio_does_with_a_question_is_not_for_visitors(client):
     "Odd names and numbers beside the question change nothing."
     odd = {"trigger_id": 10**30, "event_data": {"a": 1}, "batched": True, "simple_format": 5, "event_id": 7}

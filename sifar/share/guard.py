@@ -183,14 +183,23 @@ class Guard:
         if path in WHOLE_PAGE: await self.door(client_of(scope), "page", turn)
         if path in (JOIN, CALL, RUN): return await self.question(path, values, scope, receive, turn)
         if path == FILE: uploaded(values["path"])
-        queue = self.page._queue
-        if path == DATA:
-            session = re.search(rb"(?:^|&)session_hash=([\w-]+)", scope["query_string"])
-            if not session or session[1].decode() not in queue.pending_messages_per_session:
-                raise HTTPException(404, "Nothing was asked in this session.")
-        if path == ANSWER and not any(values["event"] in o for o in queue.pending_event_ids_session.values()):
-            raise HTTPException(404, "There is no such question, or its answer was fetched.")
+        if path in (DATA, ANSWER):
+            # two at once over one session end in a traceback of Gradio's
+            await self.door(self.session(path, values, scope), "answers", turn)
+            self.session(path, values, scope)               # which may have ended meanwhile
         return receive
+
+    def session(self, path, values, scope):
+        "The session whose answers are asked for. Errors: HTTPException where there is none."
+        queue = self.page._queue
+        if path == ANSWER:
+            for session, events in queue.pending_event_ids_session.items():
+                if values["event"] in events: return session
+            raise HTTPException(404, "There is no such question, or its answer was fetched.")
+        found = re.search(rb"(?:^|&)session_hash=([\w-]+)", scope["query_string"])
+        if not found or found[1].decode() not in queue.pending_messages_per_session:
+            raise HTTPException(404, "Nothing was asked in this session.")
+        return found[1].decode()
 
     def upload(self, scope, receive):
         "A `receive` for an upload, which ends where the client is too slow or over its budget."
