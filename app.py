@@ -54,12 +54,16 @@ Or export the CIFAR-100 classifier that comes with sifar: `{shipped}`.
 INFERNO = [(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)]
 HEADERS = ["file", "label", "probability", "or else"]
 CSS = """
-#about td:first-child, #about th:first-child {white-space: nowrap}
+#about td:first-child, #about th:first-child {min-width: 8rem}
+#about th, #about td {border-color: var(--border-color-primary)}
 .gradio-container {max-width: 1100px !important; width: 100% !important; margin: auto}
 .gradio-container main {width: 100%}
 #headline h2 {margin: 0; font-size: 1.75rem; line-height: 1.2}
 #note p {color: var(--body-text-color-subdued) !important; font-size: .8125rem}
-#labels * {font-family: var(--font)}
+#labels *, #table * {font-family: var(--font)}
+#part, #seen, #why {padding-top: 40px}
+.gallery-item img {width: 100%; aspect-ratio: 1; object-fit: cover !important}
+.icon-button-wrapper:not(:has(button, a)) {display: none}
 .grid-wrap {min-height: 0 !important; max-height: none !important}
 .caption-label {white-space: normal !important; font-size: .75rem}
 footer .divider {display: none}
@@ -68,6 +72,9 @@ footer .divider {display: none}
     #part, #seen {height: 220px !important}
     #part label, #seen label {font-size: .75rem}
     #table * {font-size: .6875rem}
+    #table .cell-wrap {padding: 4px !important}
+    #table th * {font-size: .5625rem}
+    #table .cell-menu-button {display: none}
 }
 """
 
@@ -195,12 +202,13 @@ def about(path, predictor):
 def model_facts(saved):
     "The rows of the table, from what is saved in a model.json; what it does not have is empty."
     test, photos = saved.get("test") or {}, saved.get("photos")
+    images = (saved.get("images") or {}).get("train")
     return {
         "architecture": saved.get("arch"),
         "parameters": saved.get("parameters") and f"{saved['parameters']:,}",
         "trained on": saved.get("dataset"),
         "epochs": saved.get("epochs"),
-        "training images": (saved.get("images") or {}).get("train"),
+        "training images": images and f"{images:,}",
         "test top-1": test.get("top1") and f"{test['top1']:.2%}",
         "test top-5": test.get("top5") and f"{test['top5']:.2%}",
         "ordinary photographs": photos and f"{photos['top1']:.0%} of {photos['images']} are right, "
@@ -415,7 +423,7 @@ def many_pictures(answers):
         with gr.Accordion(f"As the model sees them: {sz} x {sz} pixels", open=False):
             seen = gr.Gallery(object_fit="contain", **shown)
         table = gr.Dataframe(headers=HEADERS, label="Labels and their probabilities", interactive=False,
-                             wrap=True, column_widths=["26%", "26%", "20%", "28%"], elem_id="table")
+                             wrap=True, column_widths=["24%", "25%", "22%", "29%"], elem_id="table")
         download = gr.DownloadButton("Download as CSV", interactive=False, variant="primary")
     files.change(answers.show_many, files, [results, table, photos, seen, download], **PRIVATE | MANY)
     return files, table
