@@ -134,7 +134,10 @@ def test_the_owners_token_is_out_of_reach(tmp_path):
     code = (
         "import os; from huggingface_hub import get_token; assert get_token() == 'hf_secret'\n"
         "from sifar.share.guard import forget_token; forget_token()\n"
-        "assert get_token() is None and 'hf_secret' not in str(os.environ)"
+        "assert get_token() is None and 'hf_secret' not in str(os.environ)\n"
+        "if os.path.exists('/proc/self/environ'):\n"
+        "    seen = open('/proc/self/environ', 'rb').read()\n"
+        "    assert b'hf_secret' not in seen and b'HF_HOME=' in seen"
     )
     for env in (
         {"HF_TOKEN": "hf_secret"},
@@ -142,7 +145,7 @@ def test_the_owners_token_is_out_of_reach(tmp_path):
         {"HF_HOME": str(tmp_path)},
     ):
         env = {**os.environ, "HF_HOME": str(tmp_path / "none"), **env}
-        done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run([COLD, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 

@@ -2,6 +2,7 @@
 
 `guarded` puts it before Gradio, and `open_picture` before a decoder."""
 import asyncio
+import ctypes
 import ipaddress
 import json
 import os
@@ -91,9 +92,19 @@ def guarded(page):
 
 def forget_token():
     "Put the owner's token of Hugging Face out of the reach of this process: no visitor acts with it."
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"): os.environ.pop(name, None)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+        blank(name)
+        os.environ.pop(name, None)
     constants.HF_TOKEN_PATH = constants.HF_STORED_TOKENS_PATH = os.devnull
     constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True
+
+
+def blank(name):
+    "Overwrite a variable of the environment, which /proc/PID/environ shows also after it is removed."
+    if os.name != "posix": return
+    libc = ctypes.CDLL(None)
+    libc.getenv.restype = ctypes.c_void_p
+    if at := libc.getenv(name.encode()): ctypes.memset(at, 0, len(ctypes.string_at(at)))
 
 
 # ---- connections: heads that do not end ----
