@@ -208,7 +208,7 @@ def label_text(metrics):
         text.append(f"{n - without['images']:,} of {n:,} test images have a twin in train or valid; top-1 of "
                     f"the others is {100 * without['top1']:.2f} %.")
     # a model that is mostly wrong is no judge
-    if share and metrics["test"]["top1"] > 0.5:
+    if share and metrics["test"] and metrics["test"]["top1"] > 0.5:
         text.append(f"The model doubts the labels of {100 * share:.1f} % of test.")
     return " ".join(text) or None
 

@@ -116,14 +116,15 @@ def check_about(about):
     for name, kind in {"settings": dict, "versions": dict, "commands": list, "data": dict}.items():
         check_type(name, about.get(name, kind()), kind)
     # OSError or ValueError for what is no path
-    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-        os.lstat(about["settings"]["dataset"])
+    for folder in (about["settings"]["dataset"], about["settings"].get("data", ".")):
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError): os.lstat(folder)
     for text in about.get("versions", {}).values(): check_type("a version", text, str)
     for k in ("git_commit", "device", "precision", "machine"): check_type(k, about.get(k), (str, NoneType))
     for line in about.get("commands", []):
         check_type("a command", line, str)
         shlex.split(line)                           # ValueError for a quotation mark that is alone
     check_type("fingerprint", about.get("data", {}).get("fingerprint", {}), dict)
+    check_names("vocab", about.get("data", {}).get("vocab", []))
 
 
 def check_data_facts(data):
@@ -179,7 +180,7 @@ def check_metrics(metrics):
 
     Errors: ValueError, TypeError or KeyError, where it is missing or no number."""
     check_type("it", metrics, dict)
-    whole = [metrics[k] for k in ("parameters", "epochs", "seed")]
+    whole = [metrics[k] for k in ("parameters", "epochs", "seed", "classes")]
     if metrics["best_epoch"] is not None: whole.append(metrics["best_epoch"])
     check_type("images", metrics["images"], dict)
     whole += [metrics["images"][k] for k in ("train", "valid", "test")]
@@ -189,8 +190,8 @@ def check_metrics(metrics):
         if metrics[split] is None: continue
         check_type(split, metrics[split], dict)
         figures += [metrics[split][k] for k in ("top1", "top5", "loss")]
-        figures.append(metrics[split].get("ece", 0.0))          # runs of before version 0.1 have none
-    # older runs have none of these
+        # older runs have none of these
+        figures += [metrics[split].get(k, 0.0) for k in ("ece", "top1_error", "balanced", "macro_f1")]
     for k in ("confidence", "unknown", "without_twins"): check_type(k, metrics.get(k), (dict, NoneType))
     if confidence := metrics.get("confidence"): figures += confidence.values()
     if unknown := metrics.get("unknown"):
