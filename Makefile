@@ -11,7 +11,7 @@ demo: .venv/installed
 app: .venv/installed $(patsubst %/model.safetensors,%/learner.pkl,$(wildcard results/*/model.safetensors))
 	$(BIN)/python app.py
 
-results/%/learner.pkl: results/%/model.safetensors | .venv/installed
+results/%/learner.pkl: results/%/model.safetensors results/%/metrics.json | .venv/installed
 	$(BIN)/python export.py $(@D)
 
 test: .venv/installed-dev
