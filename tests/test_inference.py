@@ -247,8 +247,9 @@ def test_an_answer_has_the_probabilities_of_the_temperature_and_says_whether_to_
     powers = {label: p ** (1 / t) for label, p in predictor.predict(digits[0], 10)}
     assert dict(top) == pytest.approx({k: v / sum(powers.values()) for k, v in powers.items()}, abs=1e-4)
     verdicts = [predictor.answer(x).verdict for x in digits]
-    assert verdict == verdicts[0] and set(verdicts) == {"sure", "unsure", "unknown"}
+    assert verdict == verdicts[0] and "sure" in verdicts and len(set(verdicts)) > 1
     assert verdicts == judge(predictor.probs(digits), predictor.confidence).tolist()
+    assert judge(np.full((1, 10), 0.1), predictor.confidence) == ["unknown"]
 
 
 def test_without_a_confidence_half_of_the_probability_is_sure(exported, digits, tmp_path):
