@@ -15,7 +15,7 @@ from ..data.splits import SPLITS
 from ..distributed import is_first
 from ..errors import UserError
 from ..files import write_file
-from ..log import command, log, log_to_screen, quiet_imports
+from ..log import command, counted, log, log_to_screen, quiet_imports
 from .report import template, thumbnail
 
 SAME, EXACT, NEAR = "same file", "same pixels", "near twin"
@@ -116,7 +116,7 @@ def counts(data, found):
         group = list(same)
         pairs = [(o["row"], o["other"]) for o in group if o["other"] is not None]
         if pairs: lines.append(f"{kind}: {pair_counts(data, pairs)}")
-        else: lines.append(f"{kind}: {len(group):,} {'image' if len(group) == 1 else 'images'}")
+        else: lines.append(f"{kind}: {counted(len(group), 'image')}")
     return lines or ["Nothing odd was found"]
 
 
@@ -131,7 +131,7 @@ def pair_counts(data, pairs):
 
 def balance(data):
     "A line on how many images the classes have in training."
-    n = np.bincount(data.labels[data.train], minlength=len(data.vocab))
+    n = data.counts("train")
     sizes = ", ".join(f"{len(getattr(data, split)):,} {split}" for split in SPLITS)
     if n.max() == n.min(): return f"{len(data.vocab)} classes of {n[0]:,} training images each; {sizes}"
     large, small = (f"{data.vocab[c]}: {n[c]:,}" for c in (n.argmax(), n.argmin()))
@@ -164,8 +164,7 @@ def write_check(path, title, data, found, lines):
         o["of_other"] = "" if o["other"] is None else data.vocab[data.labels[o["other"]]]
         o["other_image"] = "" if o["other"] is None else data.names[o["other"]]
     shown = {kind: group[:MOST] for kind, group in kinds.items()}
-    labels = [data.labels[getattr(data, split)] for split in SPLITS]
-    classes = dict(zip(data.vocab, zip(*(np.bincount(y, minlength=len(data.vocab)) for y in labels))))
+    classes = dict(zip(data.vocab, zip(*(data.counts(split) for split in SPLITS))))
     text = template("check.html.j2").render(
         title=title, lines=lines, kinds=shown, numbers=Counter(o["kind"] for o in found), classes=classes,
         unreadable=data.unreadable)

@@ -129,8 +129,9 @@ def is_ahead(run, state):
 
     history.csv is written before both. That epoch begins anew, and then writes best.pth again."""
     with suppress(UserError, TypeError):        # TypeError: of an epoch without valid
-        rows = Run(run).history()
-        return len(rows) == state["epoch"] + 1 and best_row(rows, Run(run).settings.monitor) is rows[-1]
+        run = Run(run)
+        rows = run.history()
+        return len(rows) == state["epoch"] + 1 and best_row(rows, run.settings.monitor) is rows[-1]
     return False
 
 
