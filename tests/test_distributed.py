@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import runpy
@@ -198,6 +199,9 @@ def test_a_run_of_two_processes_is_kept_by_one_survives_a_kill_and_goes_on_alone
     assert f"--resume {run}" in said and "Traceback" not in said.partition("Another process ended")[0]
     assert 0 < last_state(run)["epoch"] < 8
     train.main(["--resume", str(run)])
+    with (run / "history.csv").open() as f:
+        for row in csv.DictReader(f):           # 20 batches, and the time of validation besides
+            assert float(row["images_per_second"]) * float(row["seconds"]) >= 20 * 64
     assert json.loads((run / "metrics.json").read_text())["epochs"] == 8
 
 

@@ -26,6 +26,7 @@ from fastai.torch_core import set_seed
 from fastcore.all import L, noop
 
 from ..cli import ending_signals
+from ..distributed import world
 from ..errors import UserError, one_line
 from ..files import identity, open_plain, write_file
 from ..log import RESULT, leave_closed_terminal, log
@@ -379,7 +380,7 @@ class RunLog(Callback):
         "Add a batch to what images/s is of, unless the process was suspended in it, for who knows how long."
         start, self.batch_start = self.batch_start, time.perf_counter()
         if not self.suspended:
-            self.images += images
+            self.images += images * world()             # each process has as many
             self.seconds += self.batch_start - start
         self.suspended = False
 
