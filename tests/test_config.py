@@ -38,7 +38,8 @@ def test_a_flag_overrides_its_preset():
 
 
 def test_the_commands_in_the_readme_are_understood():
-    commands = re.findall(r"python train\.py ([^`#\n]+)", (ROOT / "README.md").read_text())
+    text = (ROOT / "README.md").read_text() + (ROOT / "bench" / "README.md").read_text()
+    commands = re.findall(r"python train\.py ([^`#\n]+)", text)
     assert len(commands) > 3
     for o in commands:
         if not re.search("path/to|--resume|--help", o):
