@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from fastai.callback.core import Callback
 from sifar import TrainConfig, get_dls, get_learner
-from sifar.distributed import is_first, joined
+from sifar.distributed import gather, is_first, joined
 from sifar.training.callbacks import SeedEpochs
 
 
@@ -48,6 +48,8 @@ def steps(**settings):
     with learn.no_bar(), learn.no_logging():
         learn.fit_warmup_cosine(1, warmup=0, cbs=[SeedEpochs(3), FixedNorms()])
     assert len(learn.recorder.losses) == 20
+    # the losses in the log are of the images of all processes
+    assert len(set(gather(float(learn.recorder.losses[-1])))) == 1
     return learn.model.state_dict(), list(learn.recorder.values[-1])
 
 
@@ -58,6 +60,7 @@ SETTINGS = {"augment": "batch", "aug": "weak"}, {"augment": "item", "ema": 0.9},
 if __name__ == "__main__":
     with joined("cpu"):
         found = [steps(**settings) for settings in SETTINGS]
+        steps(augment="batch", cutmix=1.0)
         if is_first():
             torch.save(found, sys.argv[1])
 """

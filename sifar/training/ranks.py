@@ -11,7 +11,7 @@ class Ranks(Callback):
 
     A wrapper of the model, such as DDP, is not needed: so checkpoints, EMA and CUDA graphs see the plain
     model. All gradients go in one piece."""
-    order = -9.5                    # right after fastai's TrainEvalCallback (-10): all see the same loss
+    order = 1                       # right after Mix, which replaces the loss: all see the same one
 
     def after_loss(self):
         if self.training: self.learn.loss = average(self.loss.detach())
