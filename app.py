@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """A page that shows an exported learner: python app.py --model runs/cifar100/RUN/learner.pkl"""
 import atexit
-import csv
 import hashlib
-import io
 import json
 import logging
 import os
@@ -30,7 +28,7 @@ except ImportError as e:
 from sifar.cli import Parser, one_line_errors
 from sifar.data.image import crop_box, fit_views, read_rgb
 from sifar.errors import UserError
-from sifar.files import write_file
+from sifar.files import csv_text, write_file
 from sifar.log import command, quiet_imports, relative
 from sifar.share.guard import MAX_FILES, guarded, open_picture
 
@@ -220,15 +218,8 @@ def model_facts(saved):
 
 def to_csv(rows):
     "The rows of the table as the bytes of a CSV file."
-    text = io.StringIO()
-    csv.writer(text).writerows([map(no_formula, row) for row in [HEADERS, *rows]])
     # the mark at its beginning makes spreadsheets read it as UTF-8
-    return text.getvalue().encode("utf-8-sig", errors="replace")
-
-
-def no_formula(value):
-    "A value of a table, marked as text where a spreadsheet would take it for a formula."
-    return f"'{value}" if re.match(r"\s*[=+\-@＝＋－＠]|[\t\r\n]", str(value)) else value
+    return csv_text([HEADERS, *rows]).encode("utf-8-sig", errors="replace")
 
 
 # ---- what the page computes ----

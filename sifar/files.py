@@ -1,4 +1,5 @@
 """Files: written whole or not at all, and read up to a bound."""
+import csv
 import io
 import json
 import math
@@ -21,6 +22,8 @@ ROOT = SCRIPTS if SCRIPTS.is_dir() else PACKAGE.parent
 MAX_TEXT = 2**22        # bytes of a file of settings or figures; Python's objects may take 50 times as much
 MAX_TABLE = 2**26       # bytes of a table, a million rows and more
 LEFT_OVER = re.compile(r"\.(.+)-[0-9a-f]{16}\.tmp")
+# in spreadsheets; marks before it, as it may have one of its own
+FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r\n])")
 STALE = 3600            # seconds after which what is half written belongs to no process any more
 
 
@@ -62,6 +65,25 @@ def identity(folder):
     try: found = os.stat(folder)
     except OSError: return None
     return found.st_dev, found.st_ino
+
+
+# ---- tables ----
+
+def csv_text(rows):
+    "The rows of a table as the text of a CSV file; what a spreadsheet would take for a formula is marked."
+    text = io.StringIO()
+    csv.writer(text).writerows([map(marked, row) for row in rows])
+    return text.getvalue()
+
+
+def marked(value):
+    "A value of a table, with a mark of text before it where a spreadsheet would take it for a formula."
+    return f"'{value}" if FORMULA.match(str(value)) else value
+
+
+def unmarked(text):
+    "A text as it was before `marked`."
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
 
 
 # ---- read ----

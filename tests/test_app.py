@@ -1,3 +1,4 @@
+import csv
 import io
 import json
 import os
@@ -591,11 +592,13 @@ def test_the_space_runs_in_a_fresh_environment(exported, browser, pictures, tmp_
         page.close()
 
 
-@pytest.mark.parametrize("begin", ["", " ", "\t", "\r", "\n", "\r\n ", "\u3000"])
+@pytest.mark.parametrize("begin", ["", " ", "\t", "\r", "\n", "\r\n ", "\u3000", "a,b\r", "a\n"])
 def test_no_cell_of_the_csv_file_is_a_formula(begin):
-    for sign in "=+-@＝＋－＠":
-        assert app.no_formula(f"{begin}{sign}1") == f"'{begin}{sign}1"
-    assert app.no_formula("cat=dog") == "cat=dog" and app.no_formula(0.5) == 0.5
+    names = [f"{begin}{sign}1" for sign in "=+-@＝＋－＠"]
+    text = app.to_csv([[name, "cat=dog", 0.5, None] for name in names]).decode("utf-8-sig")
+    rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
+    marked = names if begin[:1] == "a" else [f"'{name}" for name in names]
+    assert rows == [[name, "cat=dog", "0.5", ""] for name in marked]
 
 
 IN_A_NOTEBOOK = """

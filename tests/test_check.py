@@ -145,6 +145,40 @@ def test_a_table_that_a_spreadsheet_saved_is_obeyed(pets, tmp_path, text):
     assert data.fixes == {"file": "fixes.csv", "drop": 1, "relabel": 1}
 
 
+ODD_NAMES = (
+    "=1+1", "+1", "-1", "@SUM(1)", " =2", "\t=3", "\r4", "\n5", "\u3000＝6", "'=7", "''-8", " blanks ",
+    "a,b;c", '"',
+)  # fmt: skip
+
+
+def test_no_cell_of_the_check_is_a_formula_and_its_images_are_found_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, classes = tmp_path / "odd", ["=cat", "'-dog "]
+    folder.mkdir()
+    rows = [["file", "label"]]
+    for i, img in enumerate(tiles(2 * len(ODD_NAMES))):
+        name = f"{ODD_NAMES[i // 2]}.png" if i % 2 else f"plain {i}.png"
+        img.save(folder / name, "png")
+        rows.append([name, classes[i // 2 % 2].strip()])
+        (folder / f"twin {i}.png").write_bytes((folder / name).read_bytes())
+        rows.append([f"twin {i}.png", classes[i // 2 % 2].strip()])
+    with open(tmp_path / "labels.csv", "w", newline="") as f:
+        csv.writer(f).writerows(rows)
+    run(folder, "--labels", tmp_path / "labels.csv")
+    path = tmp_path / "runs" / "odd" / "check" / "check.csv"
+    found = rows_of(path)
+    assert not [cell for row in found for cell in row.values() if re.match(r"\s*[=+\-@＝]|[\t\r\n]", cell)]
+    for row in found:
+        row.update(action="drop" if row["other"] == "" else "relabel", new_class="'=cat")
+    with open(path, "w", newline="") as f:
+        table = csv.DictWriter(f, found[0])
+        table.writeheader()
+        table.writerows(found)
+    cfg = TrainConfig(dataset=str(folder), labels=str(tmp_path / "labels.csv"), fixes=str(path))
+    data = load_data(cfg)
+    assert data.fixes["relabel"] == len(rows) // 2 and set(data.vocab) == {"=cat", "'-dog"}
+
+
 def test_report_and_start_say_what_has_twins(pets, tmp_path, capsys):
     train.main([str(o) for o in on_pictures(pets, tmp_path)] + ["--name", "a"])
     out = capsys.readouterr().out

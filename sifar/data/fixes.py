@@ -1,6 +1,5 @@
 """The table that `python -m sifar.check` writes and a person edits: which images to drop or to relabel."""
 import csv
-import io
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 
 from ..config import nearest
 from ..errors import UserError
-from ..files import delimiter, open_table, write_file
+from ..files import csv_text, delimiter, open_table, unmarked, write_file
 from .splits import SPLITS
 
 COLUMNS = "image", "split", "class", "finding", "other", "score", "action", "new_class"
@@ -18,11 +17,7 @@ ACTIONS = "keep", "drop", "relabel"
 
 def write_fixes(path, rows):
     "Write the table of `rows`, dictionaries by column, to `path`."
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_file(path, text.getvalue())
+    write_file(path, csv_text([COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]))
 
 
 def read_fixes(path):
@@ -45,8 +40,8 @@ def read_fixes(path):
         raise UserError(f"{path} has no column {lacking[0]}: {how}.")
     found = []
     for line, row in rows:
-        row = {k: (v or "").strip() for k, v in row.items() if isinstance(k, str)}
-        action = row["action"].lower() or "keep"
+        row = {k: unmarked(v or "") for k, v in row.items() if isinstance(k, str)}
+        action = row["action"].strip().lower() or "keep"
         if action not in ACTIONS:
             raise UserError(f"{path}, line {line}: action {action!r} should be one of {', '.join(ACTIONS)}.")
         if action != "keep": found.append((line, {**row, "action": action}))
@@ -57,23 +52,33 @@ def apply_fixes(data, path):
     """The ImageData `data` without the images that the table `path` drops, and relabelled as it says.
 
     Its rows and pixels stay as they are. Errors: UserError for an image or a class that is not there."""
-    number = {name: row for row, name in enumerate(data.names)}
+    rows, classes = by_name(data.names), by_name(data.vocab)
     labels, dropped, relabelled = data.labels.copy(), set(), dict[int, int]()
     for line, fix in read_fixes(path):
-        where, row = f"{path}, line {line}", number.get(fix["image"])
+        where, row = f"{path}, line {line}", number(rows, fix["image"])
         if row is None: raise UserError(f"{where}: the data set has no image {fix['image']!r}.")
         if fix["action"] == "drop":
             dropped.add(row)
             continue
-        try: nearest("class", fix["new_class"], data.vocab)
+        try: nearest("class", fix["new_class"].strip(), classes)
         except UserError as e: raise UserError(f"{where}: {e.text}") from e
-        labels[row] = data.vocab.index(fix["new_class"])
+        labels[row] = number(classes, fix["new_class"])
         if relabelled.setdefault(row, labels[row]) != labels[row]:
             raise UserError(f"{where}: {fix['image']!r} was relabelled otherwise above.")
-    rows = {split: getattr(data, split) for split in SPLITS}
-    rows = {split: o[~np.isin(o, list(dropped))] for split, o in rows.items()}
-    counts = np.bincount(labels[rows["train"]], minlength=len(data.vocab))
+    left = {split: getattr(data, split) for split in SPLITS}
+    left = {split: o[~np.isin(o, list(dropped))] for split, o in left.items()}
+    counts = np.bincount(labels[left["train"]], minlength=len(data.vocab))
     if not counts.all():
         raise UserError(f"{path} leaves no training image of class {data.vocab[counts.argmin()]!r}.")
     done = Counter(drop=len(dropped), relabel=len(relabelled.keys() - dropped))
-    return replace(data, labels=labels, fixes={"file": Path(path).name, **done}, **rows)
+    return replace(data, labels=labels, fixes={"file": Path(path).name, **done}, **left)
+
+
+def by_name(names):
+    "The positions of names, which go without blanks around them too: a spreadsheet may take those away."
+    return {name.strip(): i for i, name in enumerate(names)} | {name: i for i, name in enumerate(names)}
+
+
+def number(positions, cell):
+    "The position of the name in a cell of a table; None where it is none."
+    return positions.get(cell, positions.get(cell.strip()))

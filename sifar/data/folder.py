@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError, one_line
+from ..errors import UserError, one_line, visible
 from ..files import open_plain, write_file
 from ..log import console, log
 from .image import GEOMETRY, MAX_PIXELS, explained, open_image, read_image
@@ -50,16 +50,11 @@ def read_folder(path, sz, cache, table=None, fit="halfway"):
     if split[0] == "":          # class folders alone: a fixed stratified tenth is the test set
         test = stratified_split(np.arange(len(good)), labels, 0.1, 0)[1]
         split = np.where(np.isin(np.arange(len(good)), test), "test", "train")
-    names = [shown(file.relative_to(path)) for *_, file in listed]
+    names = [visible(file.relative_to(path).as_posix()) for *_, file in listed]
     unreadable = {names[i]: why for i, why in bad.items()}
     files = [name for i, name in enumerate(names) if i not in bad]
     side = median_side([file for *_, file in good])
     return images, labels, split, vocab, {"files": files, "unreadable": unreadable, "side": side}
-
-
-def shown(path):
-    "A path as text for a page; names of files need not be text."
-    return path.as_posix().encode(errors="backslashreplace").decode()
 
 
 def median_side(files):

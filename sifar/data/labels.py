@@ -72,9 +72,9 @@ def finder(folder, beside):
     exact, loose = dict[str, list](), dict[str, list]()
     for file in folder.all("files"):
         paths = {Path(os.path.relpath(file, base)) for base in (folder.path, beside)}
-        for o in paths: exact.setdefault(o.as_posix(), []).append(file)
+        for o in paths: exact.setdefault(o.as_posix().strip(), []).append(file)
         names = {o.with_suffix("").as_posix() for o in paths} | {file.name, file.stem}
-        for name in names: loose.setdefault(name, []).append(file)
+        for name in names: loose.setdefault(name.strip(), []).append(file)
 
     def find(cell):
         name = os.path.normpath(cell.strip().replace("\\", "/"))

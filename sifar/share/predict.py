@@ -1,6 +1,4 @@
 """Classify image files and folders of them: python -m sifar.predict MODEL IMAGE..."""
-import csv
-import io
 import sys
 from itertools import chain
 from pathlib import Path
@@ -8,7 +6,7 @@ from pathlib import Path
 from ..cli import Parser, one_line_errors
 from ..distributed import gather, is_first, joined, part, world
 from ..errors import UserError
-from ..files import write_file
+from ..files import csv_text, write_file
 from ..log import log, log_to_screen, progress, quiet_imports
 
 
@@ -66,17 +64,15 @@ def list_images(paths):
 
 def write_csv(path, rows):
     "Write rows of file, label, probability, label, probability, ... with a header."
-    text, k = io.StringIO(), len(rows[0]) // 2
-    out = csv.writer(text, lineterminator="\n")
-    names = [f"{name}_{i}" for i in range(1, k + 1) for name in ("label", "probability")]
-    out.writerow(["file", *names])
+    k = len(rows[0]) // 2
+    table = [["file", *(f"{name}_{i}" for i in range(1, k + 1) for name in ("label", "probability"))]]
     for file, *pairs in rows:
         pairs[1::2] = [f"{p:.6f}" for p in pairs[1::2]]
-        out.writerow([file, *pairs])
+        table.append([file, *pairs])
     path.parent.mkdir(parents=True, exist_ok=True)
     device = path.exists() and not path.is_file()           # such as /dev/stdout, which must stay one
     write = Path.write_bytes if device else write_file
-    write(path, text.getvalue().encode(errors="surrogateescape"))               # file names are bytes
+    write(path, csv_text(table).encode(errors="surrogateescape"))        # file names are bytes
 
 
 def main(args=None):
