@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from sifar.cli import one_line_errors, parse_args, without_flags
-from sifar.distributed import joined
 from sifar.errors import name_batch_size
 from sifar.log import command, log, log_to_screen, progress, quiet_imports, say_once
 
@@ -49,6 +48,7 @@ def main(args=None):
         quiet_imports()
         log_to_screen()
         cfg = parse_args(args)
+        from sifar.training.ranks import joined
         with joined(cfg.device): do(cfg, sys.argv[1:] if args is None else args)
 
 

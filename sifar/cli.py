@@ -32,9 +32,10 @@ from .config import (
 from .distributed import say
 from .errors import UserError, explain
 from .libraries import check_libraries
+from .signals import ending_signals, give_back, leave_closed_terminal, listen
 
 try:
-    from .log import called, leave_closed_terminal
+    from .log import called
 except ModuleNotFoundError as e:            # rich, which is imported before one_line_errors can listen
     say(explain(e))
     sys.exit(2)
@@ -170,7 +171,7 @@ def one_line_errors(extra=None):
     So do libraries that do not fit, those of `extra` (page, ...) among them.
     Ctrl-C, SIGTERM and a terminal that is closed end with 130, 143 and 129. Afterwards the signals are
     handled as before."""
-    caught, before = [], {}
+    caught = []
 
     def stop(signum, frame):
         caught.append(signum)
@@ -183,8 +184,7 @@ def one_line_errors(extra=None):
         # torch's loader ends like this where not all of its processes could be started
         if "_workers_status" not in str(about.exc_value): hook(about)
 
-    with suppress(ValueError):      # signals can be set in the main thread alone
-        for signum in ending_signals(): before[signum] = signal.signal(signum, stop)
+    before = listen(ending_signals(), stop)
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         check_libraries(extra)
@@ -203,19 +203,12 @@ def one_line_errors(extra=None):
     finally:
         for stream in (sys.stdout, sys.stderr): let_go(stream)
         sys.unraisablehook = hook
-        for signum, handler in before.items(): signal.signal(signum, handler)
+        give_back(before)
 
 
 def start(module):
     "Run main() of a module, whose imports may lack a library."
     with one_line_errors(): import_module(module).main()
-
-
-def ending_signals():
-    "Those that end a command in good order; not the one of a closed terminal where nohup ignores it."
-    hangup = getattr(signal, "SIGHUP", None)            # Windows has none
-    if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN: return [signal.SIGINT, signal.SIGTERM]
-    return [signal.SIGINT, signal.SIGTERM, hangup]
 
 
 def let_go(stream):

@@ -2,7 +2,6 @@
 import os
 import sys
 from contextlib import contextmanager
-from datetime import timedelta
 
 # what gloo and NCCL say in the processes that are left
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused",
@@ -23,28 +22,6 @@ def told(name, alone):
 
 
 @contextmanager
-def joined(name):
-    """All processes of torchrun, joined as one group, by NCCL on the GPUs that `name` means, else by gloo.
-
-    Alone, nothing. An error leaves the group as it is: who waits for the others would wait in vain."""
-    if not launched():
-        yield
-        return
-    import torch
-    import torch.distributed as dist
-
-    from .training.precision import pick_device
-    device = pick_device(name)
-    if device.type == "cuda": torch.cuda.set_device(device.index or 0)  # one process has no number
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
-    # fastai would take these for its own way, which gathers the figures of each batch
-    for name in ("WORLD_SIZE", "RANK"): os.environ[f"SIFAR_{name}"] = os.environ.pop(name)
-    yield
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-@contextmanager
 def machine_first():
     "The first process of each machine goes ahead, as to download a data set; the others find it done."
     if world() == 1:
@@ -60,16 +37,6 @@ def part(rows):
     "The rows that are this process's: all of them follow each other, the parts of all ranks do, too."
     n, k = len(rows), world()
     return rows[rank() * n // k:(rank() + 1) * n // k]
-
-
-def check_divides(cfg):
-    "Raise a UserError where batches cannot be shared out equally."
-    shares = world()
-    if cfg.mixup or cfg.cutmix: shares *= 2                 # of each process's own images, pairs are mixed
-    if world() == 1 or cfg.bs == "auto" or cfg.bs % shares == 0: return
-    from .errors import UserError  # which asks here whether a process was lost
-    raise UserError(f"--bs {cfg.bs} is for all {world()} processes together, and cannot be shared out: "
-                    f"it has to be a multiple of {shares}.")
 
 
 def from_first(value):

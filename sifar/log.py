@@ -3,7 +3,6 @@ import logging
 import os
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 import warnings
@@ -115,13 +114,6 @@ def silent_stderr():
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def leave_closed_terminal():
-    "Write to nowhere from here on what goes to a terminal that is closed: it would be an error."
-    with open(os.devnull, "wb") as nowhere:
-        for fd in (1, 2):
-            if stat.S_ISCHR(os.fstat(fd).st_mode) and not os.isatty(fd): os.dup2(nowhere.fileno(), fd)
 
 
 def log_to_file(path):

@@ -16,8 +16,9 @@ import train
 from sifar import TrainConfig, UserError
 from sifar.data.datasets import load_data
 from sifar.data.loaders import make_dls
-from sifar.distributed import check_divides, part
+from sifar.distributed import part
 from sifar.runs.load import last_state
+from sifar.training.ranks import check_divides
 
 SMALL = "--dataset", "digits", "--arch", "resnet8", "--bs", "64", "--augment", "batch", "--precision", "fp32"
 
@@ -27,8 +28,9 @@ from pathlib import Path
 import torch
 from fastai.callback.core import Callback
 from sifar import TrainConfig, get_dls, get_learner
-from sifar.distributed import gather, is_first, joined
+from sifar.distributed import gather, is_first
 from sifar.training.callbacks import SeedEpochs
+from sifar.training.ranks import joined
 
 
 class FixedNorms(Callback):
@@ -70,8 +72,8 @@ JOINED = """
 import torch
 import torch.distributed as dist
 from sifar import TrainConfig, get_dls, get_learner
-from sifar.distributed import joined
 from sifar.training.graphs import CudaGraphs
+from sifar.training.ranks import joined
 
 with joined("auto"):
     cfg = TrainConfig(dataset="digits", arch="resnet8", bs=64, augment="batch", device="cuda")

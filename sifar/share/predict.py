@@ -4,7 +4,7 @@ from itertools import chain
 from pathlib import Path
 
 from ..cli import Parser, one_line_errors
-from ..distributed import gather, is_first, joined, part, world
+from ..distributed import gather, is_first, part, world
 from ..errors import UserError
 from ..files import csv_text, write_file
 from ..log import log, log_to_screen, progress, quiet_imports
@@ -91,6 +91,7 @@ def main(args=None):
         cfg = parser.parse_args(args)
         quiet_imports()
         log_to_screen()
+        from ..training.ranks import joined
         with joined("auto"): predict(cfg)
 
 

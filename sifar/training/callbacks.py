@@ -11,7 +11,6 @@ import pickle
 import random
 import signal
 import struct
-import threading
 import time
 import zlib
 from contextlib import nullcontext
@@ -25,11 +24,11 @@ from fastai.learner import AvgSmoothLoss, Callback, CancelFitException
 from fastai.torch_core import set_seed
 from fastcore.all import L, noop
 
-from ..cli import ending_signals
 from ..distributed import world
 from ..errors import UserError, one_line
 from ..files import identity, open_plain, write_file
-from ..log import RESULT, leave_closed_terminal, log
+from ..log import RESULT, log
+from ..signals import ending_signals, give_back, leave_closed_terminal, listen
 from .metrics import FEW, best_row
 from .precision import needs_autocast, needs_scaling, runs_by_itself, small_convs
 
@@ -167,8 +166,7 @@ class StopOnSignal(Callback):
     def after_batch(self):
         if self.signum: raise CancelFitException
 
-    def after_cancel_fit(self):
-        for signum, handler in self.old.items(): signal.signal(signum, handler)
+    def after_cancel_fit(self): give_back(self.old)
 
     def after_fit(self):
         self.after_cancel_fit()
@@ -191,13 +189,6 @@ class Freeze(Callback):
     def before_epoch(self): self.opt.freeze_to(-self.groups if self.epoch < self.epochs else 0)
     def after_cancel_fit(self): self.opt.unfreeze()
     def after_fit(self): self.opt.unfreeze()
-
-
-def listen(signums, handler):
-    "Let `handler` handle these signals; returns those that did, by signal."
-    # Python allows no other thread to listen
-    if threading.current_thread() is not threading.main_thread(): return {}
-    return {signum: signal.signal(signum, handler) for signum in signums}
 
 
 class GrowImages(Callback):
@@ -411,7 +402,7 @@ class RunLog(Callback):
     def after_cancel_fit(self):
         if not self.changed: return
         self.learn.logger, self.recorder.__dict__["smooth_loss"], handlers = self.changed
-        for signum, handler in handlers.items(): signal.signal(signum, handler)
+        give_back(handlers)
         self.learn.history, self.changed = self.history, None
 
     def after_fit(self): self.after_cancel_fit()

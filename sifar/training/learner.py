@@ -7,7 +7,7 @@ from fastai.callback.training import GradientClip
 from fastai.torch_core import set_seed
 
 from ..config import FREE_ON_RESUME, parse_sizes
-from ..distributed import check_divides, is_first, world
+from ..distributed import is_first, world
 from ..errors import UserError
 from . import schedule  # noqa: F401    gives Learner its fit_warmup_cosine
 from .callbacks import (
@@ -28,7 +28,7 @@ from .graphs import CudaGraphs
 from .models import check_arch, get_model
 from .optim import get_opt, lr_and_wd, split_and_decay
 from .precision import DTYPES, pick_device, pick_precision, prepare, takes_channels_last
-from .ranks import Ranks
+from .ranks import Ranks, check_divides
 from .recipe import RecipeLearner
 from .trackers import trackers
 from .transfer import fitting_weights, start_from

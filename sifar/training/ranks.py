@@ -1,9 +1,42 @@
-"""What the processes of one training tell each other: gradients, statistics, figures and weights."""
+"""How the processes of one training join, and what they tell each other: gradients, figures, weights."""
+import os
+from contextlib import contextmanager
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 from fastai.learner import Callback
 
-from ..distributed import world
+from ..distributed import launched, world
+from ..errors import UserError
+from .precision import pick_device
+
+
+@contextmanager
+def joined(name):
+    """All processes of torchrun, joined as one group, by NCCL on the GPUs that `name` means, else by gloo.
+
+    Alone, nothing. An error leaves the group as it is: who waits for the others would wait in vain."""
+    if not launched():
+        yield
+        return
+    device = pick_device(name)
+    if device.type == "cuda": torch.cuda.set_device(device.index or 0)  # one process has no number
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
+    # fastai would take these for its own way, which gathers the figures of each batch
+    for name in ("WORLD_SIZE", "RANK"): os.environ[f"SIFAR_{name}"] = os.environ.pop(name)
+    yield
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def check_divides(cfg):
+    "Raise a UserError where batches cannot be shared out equally."
+    shares = world()
+    if cfg.mixup or cfg.cutmix: shares *= 2                 # of each process's own images, pairs are mixed
+    if world() == 1 or cfg.bs == "auto" or cfg.bs % shares == 0: return
+    raise UserError(f"--bs {cfg.bs} is for all {world()} processes together, and cannot be shared out: "
+                    f"it has to be a multiple of {shares}.")
 
 
 class Ranks(Callback):
