@@ -501,8 +501,8 @@ def main(args=None):
         # fonts of the system: others would be loaded from outside
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
         theme = gr.themes.Soft(primary_hue="teal", **fonts)
-        page.launch(server_port=cfg.port, share=cfg.share, theme=theme, css=CSS, footer_links=["api"],
-                    max_file_size=f"{MAX_MB}mb", show_error=False, **guarded(page),
+        page.launch(server_port=cfg.port, theme=theme, css=CSS, footer_links=["api"],
+                    max_file_size=f"{MAX_MB}mb", show_error=False, **guarded(page, cfg.share),
                     state_session_capacity=256)     # sessions of 40 kB each; by default 10,000
 
 

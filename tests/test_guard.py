@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import zlib
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 from test_app import ROOT, Page, save
 
 from sifar import UserError
-from sifar.share.guard import ROUTES, Budget, open_picture
+from sifar.share.guard import ROUTES, Budget, client_of, open_picture
 
 JOIN, UPLOAD = "/gradio_api/queue/join", "/gradio_api/upload"
 SHOW, WHY, SHOW_MANY, PREDICT, PREDICT_BATCH = range(5)
@@ -60,6 +61,9 @@ def page(exported, tmp_path_factory, hub):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", "hf_secret")
         patch.setenv("HF_HOME", str(folder / "hf"))
+        # servers of Gradio's that would stand beside the guarded one
+        for name in ("SSR_MODE", "MCP_SERVER", "NUM_WORKERS"):
+            patch.setenv(f"GRADIO_{name}", "2" if name == "NUM_WORKERS" else "true")
         patch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub[0].server_port}")
         o = Page(folder, "--model", exported[0] / "learner.pkl", python=COLD)
     yield o
@@ -113,6 +117,30 @@ def test_every_route_of_gradio_that_the_page_does_not_need_is_refused(client, hu
         assert answer.status_code == 404, (method, path)
         assert method == "HEAD" or "nothing there" in answer.text, (method, path)
     assert not hub[1], "Hugging Face was asked"
+
+
+def test_no_server_stands_beside_the_guarded_one(page, client):
+    assert "SSR" not in page.log() and "workers" not in page.log() and "MCP" not in page.log()
+    children = Path(f"/proc/{page.process.pid}/task/{page.process.pid}/children")
+    assert not children.exists() or not children.read_text()
+
+
+def test_nobody_chooses_by_a_header_who_is_counted(client):
+    file = upload(client, noise(3900))
+    asked = [
+        client.post(
+            "/gradio_api/call/predict", json={"data": [file]}, headers={"x-forwarded-for": f"8.8.8.{i}"}
+        )
+        for i in range(3)
+    ]
+    assert [o.status_code for o in asked] == [200, 429, 429]
+
+
+def test_a_client_is_an_address_or_a_network_of_ipv6():
+    hosts = "1.2.3.4", "::ffff:1.2.3.4", "2001:db8::1", "2001:db8::2:1", "fe80::1%eth0", "x", ""
+    wanted = "1.2.3.4", "1.2.3.4", "2001:db8::/64", "2001:db8::/64", "fe80::/64", "x", ""
+    assert tuple(client_of({"client": (host, 1)}) for host in hosts) == wanted
+    assert client_of({"client": None}) == ""
 
 
 def test_no_address_is_fetched_for_a_visitor(client, hub):

@@ -77,17 +77,20 @@ class Budget:
         return allowed
 
 
-def guarded(page):
+def guarded(page, share=False):
     "What `page.launch` takes so that strangers reach no more of Gradio than `page` needs."
     forget_token()
     route_utils.GradioMultiPartParser = OnlyFiles                       # type: ignore[misc]
     # start_server makes its uvicorn.Config from this name; h11 alone limits the size of a head
     config = partial(uvicorn.Config, http=Connection, ws="none")
     http_server.uvicorn = SimpleNamespace(Config=config)                # type: ignore[assignment]
-    # the proxies of a Space have private addresses, and name the visitor in a header that uvicorn then reads
-    proxies = "127.0.0.1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
-    if os.environ.get("SPACE_ID"): os.environ.setdefault("FORWARDED_ALLOW_IPS", proxies)
-    return {"app_kwargs": {"middleware": [Middleware(Guard, page=page)]}}
+    # from whom uvicorn believes a header that names the visitor; anybody else would choose who he is
+    proxies = "127.0.0.1" if share else ""
+    if os.environ.get("SPACE_ID"): proxies = "127.0.0.1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
+    os.environ.setdefault("FORWARDED_ALLOW_IPS", proxies)
+    # the others are servers of Gradio's beside this one, which ask no Guard
+    return {"app_kwargs": {"middleware": [Middleware(Guard, page=page)]},
+            "ssr_mode": False, "num_workers": 0, "mcp_server": False, "share": share}
 
 
 def forget_token():
@@ -301,6 +304,8 @@ def client_of(scope):
     try: address = ipaddress.ip_address(host)
     except ValueError: return host
     if address.version == 4: return host
+    # IPv4, at a socket for both
+    if address.ipv4_mapped: return str(address.ipv4_mapped)
     return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
 
 
