@@ -1,5 +1,6 @@
 """What pip installs: the wheel is built, unpacked and used from a folder in which no sifar lies."""
 
+import ast
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import tomllib
 import zipfile
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,25 @@ def test_an_image_for_containers_gets_all_that_the_wheel_is_made_of(tmp_path, si
     (wheel,) = built(tmp_path, tmp_path / "out")
     inside = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     assert set(zipfile.ZipFile(wheel).namelist()) == inside
+
+
+def imported(path):
+    "The files of sifar that a file of it imports, at its top or where it needs them."
+    package = ROOT / "sifar"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+        found = [base.with_suffix(".py"), *(base / f"{name.name}.py" for name in node.names)]
+        yield from (o.relative_to(package).as_posix() for o in found if o.is_file())
+
+
+def test_no_imports_run_in_circles():
+    package = ROOT / "sifar"
+    files = [path for path in package.rglob("*.py") if path.name != "__init__.py"]
+    graph = {path.relative_to(package).as_posix(): set(imported(path)) for path in files}
+    assert "errors.py" in graph["files.py"] and "data/folder.py" in graph["data/datasets.py"]
+    TopologicalSorter(graph).prepare()          # CycleError names the files of a circle
 
 
 def run(site, folder, *args, exit_code=0, first=""):
