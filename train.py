@@ -93,7 +93,7 @@ def explore_folder(cfg): return Path(cfg.runs) / Path(cfg.dataset).name / "explo
 def train_seeds(cfg, args):
     "Train a run for each seed, then say the mean of their results; `args` is the command line."
     from sifar.runs.compare import means, read_run
-    from sifar.runs.run import check_free, run_path
+    from sifar.runs.run import Run, check_free, run_path
     from sifar.training.learner import check_machine
 
     check_machine(cfg)
@@ -103,9 +103,11 @@ def train_seeds(cfg, args):
     for one in todo: check_free(run_path(one))
     say_once()
     if cfg.lr == "auto": cfg = replace(cfg, lr=shared_lr(cfg))
-    runs = []
+    runs: list = []
     for one in todo:
-        try: runs.append(train(replace(one, lr=cfg.lr), args))
+        # how images are mirrored is looked at once
+        mirror = Run(runs[0]).settings.mirror if runs else one.mirror
+        try: runs.append(train(replace(one, lr=cfg.lr, mirror=mirror), args))
         except (KeyboardInterrupt, SystemExit):
             # a run with a checkpoint goes on by its own --resume; of one without, nothing is left
             resumable = (run_path(one) / "models" / "last.pth").exists()

@@ -89,6 +89,20 @@ def test_planted_twins_and_odd_images_are_found_and_nothing_else(pets, tmp_path,
     assert page.count("<img") == 2 * 6 + 1 and "test/cat/00.png" not in page.split("<h2>")[1]
 
 
+def test_mirror_images_are_no_twins_where_left_and_right_make_the_class(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in "left", "right":
+        (tmp_path / "signs" / name).mkdir(parents=True)
+    for i, img in enumerate(tiles(40)):
+        img.paste("yellow", (0, 16, 20, 48))
+        img.save(tmp_path / "signs" / "left" / f"{i}.png")
+        img.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "signs" / "right" / f"{i}.png")
+    run("signs")
+    out = capsys.readouterr().out
+    assert "are recognised when mirrored" in out and "near twin" not in out
+    assert not load_data(TrainConfig(dataset="signs", mirror="off")).mirrored
+
+
 def test_fixes_are_obeyed_and_recorded_and_an_edited_table_is_kept(pets, tmp_path, capsys):
     run(pets)
     path = tmp_path / "runs" / "pets" / "check" / "check.csv"

@@ -137,10 +137,19 @@ def photo():
     return Image.linear_gradient("L").rotate(90).resize((90, 60)).convert("RGB")
 
 
-def test_more_views_are_of_a_picture_and_of_its_mirror_image(exported, photo):
+@pytest.fixture
+def of_mirrored(exported, tmp_path):
+    "The learner as if it had been trained on mirror images too."
+    shutil.copy(exported[0] / "learner.pkl", tmp_path)
+    about = json.loads((exported[0] / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**about, "mirror": True}))
+    return tmp_path / "learner.pkl"
+
+
+def test_more_views_are_of_a_picture_and_of_its_mirror_image(of_mirrored, photo):
     probs = {}
     for views in (1, 2, 4):
-        predictor = Predictor(exported[0], views=views)
+        predictor = Predictor(of_mirrored, views=views)
         for mirrored, img in ((False, photo), (True, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
             probs[views, mirrored] = dict(predictor.predict(img, 10))
             (batch,) = predictor.predict_batch([img], 10)
@@ -149,12 +158,17 @@ def test_more_views_are_of_a_picture_and_of_its_mirror_image(exported, photo):
     assert probs[2, False] != pytest.approx(probs[2, True], abs=1e-3)
     assert probs[4, False] == pytest.approx(probs[4, True], abs=1e-5)
     with pytest.raises(UserError, match="views is 3"):
-        Predictor(exported[0], views=3)
+        Predictor(of_mirrored, views=3)
 
 
-def test_an_image_that_has_the_size_already_has_one_view(exported, predictor, digits):
+def test_a_model_that_was_trained_without_mirror_images_looks_at_none(exported, photo):
+    two, four = (dict(Predictor(exported[0], views=n).predict(photo, 10)) for n in (2, 4))
+    assert four == two, "digits are not mirrored"
+
+
+def test_an_image_that_has_the_size_already_has_one_view(of_mirrored, predictor, digits):
     want = predictor.predict(digits[0], 10)
-    assert dict(Predictor(exported[0], views=4).predict(digits[0], 10)) == pytest.approx(dict(want), abs=1e-6)
+    assert dict(Predictor(of_mirrored, views=4).predict(digits[0], 10)) == pytest.approx(dict(want), abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def load_data(cfg: TrainConfig):
     train, valid, test = (np.flatnonzero(split == o) for o in SPLITS)
     if not len(valid): train, valid = stratified_split(train, labels, cfg.valid_pct, cfg.seed)
     names = extra.get("files") or numbered(split)
+    if cfg.mirror != "auto": extra = {**extra, "mirrored": cfg.mirror == "on"}
     data = ImageData(images, labels, vocab, train, valid, test, names=names, **extra)
     if cfg.fixes: data = apply_fixes(data, cfg.fixes)
     if is_own(cfg.dataset): say_classes(data)
@@ -124,4 +125,5 @@ def read_digits():
     rows = np.arange(len(y))
     test = stratified_split(rows, y, 0.2, 0)[1]
     split = np.where(np.isin(rows, test), "test", "train")
-    return np.stack([enlarge(grey) for grey in x]), y, split, list("0123456789"), {"mirrored": False}
+    images, about = np.stack([enlarge(grey) for grey in x]), {"mirrored": False, "side": 8}
+    return images, y, split, list("0123456789"), about

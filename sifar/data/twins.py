@@ -63,12 +63,12 @@ def threshold(rows, found):
 def tested_twins(data, cache, wait=True):
     """Which images of test have a twin in train or valid, as an array of True and False; kept below `cache`.
 
-    None without a test set, and for digits, whose 64 pixels are too few to tell twins. wait: without it, only
-    twins with the same pixels where the others are not kept and would take more than a few seconds."""
-    if not len(data.test) or not data.mirrored: return None
+    None without a test set, and for pictures of 8 pixels, too few to tell twins. wait: without it, only twins
+    with the same pixels where the others are not kept and would take more than a few seconds."""
+    if not len(data.test) or 0 < data.side <= GRID: return None
     others = np.sort(np.concatenate((data.train, data.valid)))
     rows = [zlib.crc32(o.tobytes()) for o in (data.test, others)]
-    kept = cache / f"twins-{sha256((data.checksum, rows, NEAR))[:16]}.npz"
+    kept = cache / f"twins-{sha256((data.checksum, rows, NEAR, data.mirrored))[:16]}.npz"
     try:
         # it has a byte for each image, and some for its headers
         with np.load(io.BytesIO(read_file(kept, len(data.test) + 2000))) as z: twin = z["twin"]
@@ -79,7 +79,7 @@ def tested_twins(data, cache, wait=True):
     if len(data.test) * len(others) > QUICK:
         if not wait: return same
         log.info("Looking for near twins of %s test images, once", f"{len(data.test):,}")
-    found = [a for a, *_ in near_twins(data.images, data.test, others)]
+    found = [a for a, *_ in near_twins(data.images, data.test, others, data.mirrored)]
     twin = same | np.isin(data.test, found)
     keep(kept, twin=twin)
     return twin

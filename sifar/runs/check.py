@@ -191,13 +191,14 @@ def run(cfg, model, html):
     "Check the data set of `cfg`, log what was found, and write it into RUNS/DATASET/check."
     from ..data.datasets import load_data
     from ..data.folder import unpack
+    from ..training.mirror import look_at_mirrored
     from ..training.recipe import load_learner
     folder = Path(cfg.runs) / Path(cfg.dataset).name / "check"
     path = folder / "check.csv"
     if path.exists() and read_fixes(path):
         raise UserError(f"{path} has been edited: move it away, so that it is not written over.")
     learn = load_learner(model) if model else None
-    data = load_data(cfg)
+    data = look_at_mirrored(cfg, load_data(cfg))
     log.info("Looking at %s images", f"{len(data.images):,}")
     pictures = Path(cfg.dataset)
     if data.files and pictures.is_file(): pictures = unpack(pictures, Path(cfg.data) / "cache")

@@ -90,6 +90,7 @@ def describe(learn, cfg, about):
         **get_recipe(learn),
         "dataset": PureWindowsPath(cfg.dataset).name,           # it splits at both \ and /
         "init": cfg.init and PureWindowsPath(cfg.init).name,    # the weights that it started from
+        "mirror": cfg.mirror != "off",                          # whether it has learned from mirror images
         **about,
         "commands": [without_folders(line) for line in about["commands"]],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -29,15 +29,15 @@ class Predictor:
 
     device: auto, cpu, cuda, cuda:N or mps.
     views: how many views of a picture are looked at: 1; 2, which is better on photographs; or 4, those and
-    their mirror images, which is better still where these are of the same class.
+    their mirror images, which is better still (of a model that was trained without these, it is 2).
     An image is a path, the bytes of an image file, a Pillow image or an array (h,w), (h,w,3) or
     (h,w,4): integers, or floats from 0 to 1.
     Errors: UserError for a file that is no learner, and for an image that cannot be read."""
 
     def __init__(self, path, device="auto", views=1):
         if views not in VIEWS: raise UserError(f"views is {views!r}, but should be 1, 2 or 4.")
-        self.views = views
         self.model = load_model(Path(path), device)
+        self.views = 2 if views == 4 and self.model.about.get("mirror") is False else views
         self.vocab, self.superclasses = self.model.vocab, self.model.superclasses
         self.sz, self.fit = self.model.sz, self.model.fit
         self.confidence = self.model.about.get("confidence")

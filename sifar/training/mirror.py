@@ -19,15 +19,23 @@ SURE = 4                    # standard deviations: see bench/mirror.py
 
 
 def settle_mirror(cfg, dls):
-    "`cfg` with --mirror on or off where it is auto and the set a folder, and the DataLoaders that do it."
-    if cfg.mirror != "auto" or not is_own(cfg.dataset) or cfg.resume or cfg.dry_run: return cfg, dls
-    n, lost, won = from_first(count_mirrored(dls.data, dls.stats, pick_device(cfg.device)))
+    "`cfg` with --mirror on or off where it is auto, and the DataLoaders that do it."
+    if cfg.mirror != "auto" or cfg.resume or cfg.dry_run: return cfg, dls
+    data = look_at_mirrored(cfg, dls.data)
+    if is_own(cfg.dataset) and data.mirrored:
+        log.info("Images are mirrored: --mirror off where left and right differ, as in signs")
+    cfg = replace(cfg, mirror="on" if data.mirrored else "off")
+    return cfg, make_dls(cfg, data, dls.stats)
+
+
+def look_at_mirrored(cfg, data):
+    "`data`, of which it is known by a look whether a mirrored image is one of the same class."
+    if cfg.mirror != "auto" or not is_own(cfg.dataset): return data
+    n, lost, won = from_first(count_mirrored(data, data.stats(), pick_device(cfg.device)))
     # where left and right make no difference, as many are lost as won, but for chance
     differ = lost - won > max(SURE * math.sqrt(lost + won), 0.05 * n)
     if differ: log.info("--mirror off, as of %d images %d fewer are recognised when mirrored", n, lost - won)
-    else: log.info("Images are mirrored: --mirror off where left and right differ, as in signs")
-    cfg = replace(cfg, mirror="off" if differ else "on")
-    return cfg, make_dls(cfg, dls.data, dls.stats)
+    return replace(data, mirrored=not differ)
 
 
 def count_mirrored(data, stats, device):
