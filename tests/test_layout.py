@@ -413,3 +413,9 @@ def test_trainings_of_several_seeds_say_once_what_they_share(tmp_path, capsys):
     for words in "train loss", "test   top-1", "Training in":
         assert out.count(words) == 2, words
     assert out.count("1 epoch of 2 x 8 images") == 1
+
+
+def test_a_class_among_many_that_is_called_train_is_refused_in_a_short_line(tmp_path):
+    text = refusal(make(tmp_path / "things", "train", *(f"class{i}" for i in range(99))), tmp_path)
+    assert "class0/, class1/, class10/" in text and "rename a class that is called train" in text
+    assert len(text) < 400

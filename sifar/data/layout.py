@@ -138,7 +138,8 @@ def splits(folder):
     return [(split, part) for split, _, part in found]
 
 
-def named_folders(folders): return ", ".join(f"{o.name}/" for o in folders)
+def named_folders(folders, most=5):
+    return ", ".join(f"{o.name}/" for o in folders[:most]) + ", ..." * (len(folders) > most)
 
 
 def renaming(found, kinds):
@@ -165,7 +166,7 @@ def classes(folder, split, root):
 def check_inside(c, folder, names):
     "Raise a UserError where the class folder `c` in `folder` holds what are classes or splits themselves."
     parts = c.parts()
-    listed = ", ".join(f"{o.name}/" for o in parts[:3]) + (", ..." if len(parts) > 3 else "")
+    listed = named_folders(parts)
     for o in parts:
         split, rest = split_of(o.name)
         if not split or rest: continue
