@@ -8,6 +8,7 @@ import re
 import secrets
 import stat
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -29,10 +30,11 @@ STALE = 3600            # seconds after which what is half written belongs to no
 
 # ---- written ----
 
-def write_file(path, content: bytes | memoryview | str):
+def write_file(path, content: bytes | memoryview | str | Callable):
     """Write `content` beside `path`, in a folder that is there, then rename it: `path` is never half written.
 
-    Where `path` is a link, the link is replaced, and what it leads to stays as it is."""
+    content: or a function that writes it into an open file. Where `path` is a link, the link is replaced, and
+    what it leads to stays as it is."""
     if not is_first(): return           # of several processes of a training
     path = Path(path)
     # nobody knows this name before, and x makes a new file only: no link that lies there is followed
@@ -40,7 +42,7 @@ def write_file(path, content: bytes | memoryview | str):
     if isinstance(content, str): content = content.encode(errors="backslashreplace")
     try:
         with open(tmp, "xb") as f:
-            f.write(content)
+            content(f) if callable(content) else f.write(content)
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)

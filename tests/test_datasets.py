@@ -4,6 +4,7 @@ import pickle
 import random
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from contextlib import suppress
 
@@ -13,7 +14,8 @@ from conftest import SUPERCLASS, cifar_batch, cifar_files, py2_dumps, write_cifa
 from PIL import Image
 
 from sifar import TrainConfig, UserError
-from sifar.data.datasets import load_data
+from sifar.data.datasets import ImageData, load_data
+from sifar.data.folder import keep
 from sifar.data.image import read_image
 from sifar.data.splits import stratified_split
 
@@ -317,7 +319,8 @@ def test_a_cache_that_cannot_be_written_is_only_a_warning(image_folder, tmp_path
 def test_images_that_do_not_fit_into_memory_are_one_line(image_folder, tmp_path):
     code = f"""import resource
 from sifar import TrainConfig, UserError
-from sifar.data.datasets import load_data
+from sifar.data.datasets import ImageData, load_data
+from sifar.data.folder import keep
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, 2 * (used + 40 * 2**20,))
 try: load_data(TrainConfig(dataset={str(image_folder)!r}, data={str(tmp_path)!r}, sz=512))
@@ -383,3 +386,15 @@ def test_a_damaged_dtype_does_not_end_the_process(tmp_path, tiny_cifar):
         (folder / "train").write_bytes(content)
         with suppress(UserError):
             load(data=str(tmp_path))
+
+
+def test_images_are_kept_and_counted_without_a_second_copy_of_them(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4096, 32, 32, 3), np.uint8)
+    rows, none = np.arange(len(images)), np.arange(0)
+    data = ImageData(np.concatenate((images, images)), np.zeros(2 * len(rows), int), ["a"], rows, none, none)
+    tracemalloc.start()
+    keep(tmp_path / "cache" / "a.npz", images=data.images)
+    data.stats()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < data.images.nbytes

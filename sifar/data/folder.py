@@ -1,6 +1,5 @@
 """A folder of one's own pictures as an array, read once and kept."""
 import hashlib
-import io
 import lzma
 import os
 import shutil
@@ -113,7 +112,11 @@ def read_images(path, files, sz, cache, fit):
         what = f"{len(files):,} images of --sz {sz} do not fit into the memory of this machine"
         raise UserError(f"{path}: {what}: try a smaller --sz.") from e
     bad = decode_all(files, images, fit)
-    if bad: images = np.delete(images, list(bad), axis=0)
+    if bad:
+        # in place: there may be no memory for them twice
+        good = [row for row in range(len(files)) if row not in bad]
+        for to, row in enumerate(good): images[to] = images[row]
+        images = images[:len(good)]
     keep(kept, images=images, bad=np.array(list(bad), int), why=np.array(list(bad.values()), str), key=key)
     return images, bad
 
@@ -169,11 +172,9 @@ def unpack(path, cache):
 
 def keep(path, **arrays):
     "Write `arrays` to the .npz file `path`; where that cannot be, a line says so."
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
     try:
         make_cache(path.parent)
-        write_file(path, buffer.getbuffer())
+        write_file(path, lambda f: np.savez(f, **arrays))
     except OSError as e: log.warning("%s is not kept: %s", path, e.strerror)
 
 

@@ -28,7 +28,7 @@ NEAR = 0.88                     # the one of twins: measured by bench/twins.py
 
 
 def exact_twins(images):
-    "For each of images (n,h,w,3) the first row with the same pixels, its own where it is the first: (n,)."
+    "For each of n images (h,w,3) the first one with the same pixels, itself where it is the first: (n,)."
     first: dict[bytes, int] = {}
     hashes = (hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest() for image in images)
     return np.array([first.setdefault(o, row) for row, o in enumerate(hashes)], dtype=int)
@@ -74,7 +74,7 @@ def tested_twins(data, cache, wait=True):
         with np.load(io.BytesIO(read_file(kept, len(data.test) + 2000))) as z: twin = z["twin"]
         if twin.shape == data.test.shape and twin.dtype == bool: return twin
     except Exception: pass      # not there, or damaged, for which NumPy raises anything
-    first = exact_twins(data.images[np.concatenate((others, data.test))])[len(others):]
+    first = exact_twins(data.images[row] for row in (*others, *data.test))[len(others):]
     same = first < len(others)
     if len(data.test) * len(others) > QUICK:
         if not wait: return same

@@ -36,12 +36,12 @@ def judge(data, learn):
     classes the features are taken, see `unlike`. Errors: UserError."""
     if list(learn.dls.vocab) == list(data.vocab):
         if not len(data.test): raise UserError("A model of the same classes judges test alone: it is empty.")
-        probs = outputs(learn, data.images[data.test])[1]
+        probs = outputs(learn, data.images, data.test)[1]
         return data.test, doubted(probs, data.labels[data.test])
     rows = np.sort(np.concatenate((data.train, data.valid, data.test)))
     if min(np.bincount(data.labels[rows])) < FOLDS:
         raise UserError(f"The labels cannot be judged: a class has less than {FOLDS} images to learn from.")
-    return rows, unlike(outputs(learn, data.images[rows])[0], data.labels[rows])
+    return rows, unlike(outputs(learn, data.images, rows)[0], data.labels[rows])
 
 
 def unlike(features, labels):
@@ -71,8 +71,8 @@ def out_of_fold(x, labels, n_classes):
 
 
 @torch.inference_mode()
-def outputs(learn, images, bs=250):
-    """Features of images by a learner, (n,f), and its probabilities (n,c).
+def outputs(learn, images, rows, bs=250):
+    """Features of these rows of images by a learner, (n,f), and its probabilities (n,c).
 
     Features are what goes into the last linear layer, and the mean of an earlier stage of our own models;
     each part is standardised and of length 1."""
@@ -84,8 +84,8 @@ def outputs(learn, images, bs=250):
     hooks = [layers[-1].register_forward_pre_hook(keep_input)]
     if isinstance(learn.model, ResNet): hooks.append(learn.model.blocks[-3].register_forward_hook(keep_mean))
     try:
-        for part in chunked(images, bs):
-            dl = learn.dls.test_dl(part, rm_type_tfms=0, bs=bs, num_workers=0)
+        for part in chunked(rows, bs):
+            dl = learn.dls.test_dl(images[part], rm_type_tfms=0, bs=bs, num_workers=0)
             probs += [learn.model(xb).softmax(1).cpu().numpy() for xb, in dl]
     finally:
         for hook in hooks: hook.remove()
