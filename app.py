@@ -60,12 +60,21 @@ CSS = """
 #note p {color: var(--body-text-color-subdued) !important; font-size: .8125rem}
 #labels *, #table * {font-family: var(--font)}
 #part, #seen, #why {padding-top: 40px}
-.gallery-item img {width: 100%; aspect-ratio: 1; object-fit: cover !important}
+#picture img {position: relative; min-width: 240px}
+#picture img::after {content: "Your browser cannot show it."; position: absolute; inset: 0;
+    padding-top: 120px; text-align: center; background: var(--block-background-fill)}
+#examples > .gallery {display: grid; grid-template-columns: repeat(5, 1fr)}
+#examples > .gallery * {width: 100%; max-width: none; height: auto; max-height: none}
+#examples img {aspect-ratio: 1; object-fit: cover !important}
 .icon-button-wrapper:not(:has(button, a)) {display: none}
 .grid-wrap {min-height: 0 !important; max-height: none !important}
 .caption-label {white-space: normal !important; font-size: .75rem}
 footer .divider {display: none}
+.label-wrap {text-align: left}
 @media (max-width: 640px) {
+    #top, #answer {display: contents}
+    #picture {flex: none}
+    #examples {order: 1}
     .grid-container {grid-template-columns: repeat(2, 1fr) !important}
     #part, #seen {height: 220px !important}
     #part label, #seen label {font-size: .75rem}
@@ -75,6 +84,21 @@ footer .divider {display: none}
     #table .cell-menu-button {display: none}
 }
 """
+# Soft's own text of labels, buttons and small print is hard to read on what is behind it
+CONTRAST = {
+    "background_fill_primary": "*neutral_50",           # Soft's own, which `set` forgets
+    "block_label_text_color": "*primary_700",
+    "block_title_text_color": "*primary_700",
+    "block_label_background_fill_dark": "*primary_700",
+    "body_text_color_subdued": "*neutral_600",
+    "button_primary_background_fill": "*primary_700",
+    "button_primary_background_fill_dark": "*primary_700",
+    "button_primary_background_fill_hover": "*primary_600",
+    "color_accent": "*primary_600",
+    "checkbox_label_background_fill_selected": "*primary_700",
+    "checkbox_label_background_fill_selected_dark": "*primary_700",
+    "link_text_color": "*secondary_700",
+}
 
 
 def find_model(named):
@@ -258,7 +282,7 @@ class Answers:
             answer = self.predictor.answer(seen, self.k)
             ms = 1000 * (time.perf_counter() - start)
         except UserError as e:
-            return hidden, no_labels, gr.Markdown(f"⚠️ {plain(e.text)}", visible=True), *nothing
+            return gr.Markdown(f"⚠️ {plain(e.text)}", visible=True), no_labels, hidden, *nothing
         choices = [(words(label), label) for label, _ in answer.top]
         likely = {words(label): p for label, p in answer.top if p >= LEAST}
         return (gr.Markdown(f"## {plain(headline(answer))}", visible=True),
@@ -375,16 +399,16 @@ def one_picture(answers):
     "The tab for one picture; returns its picture and its labels."
     predictor = answers.predictor
     shown = {"interactive": False, "height": 300, "min_width": 130, "buttons": []}
-    with gr.Row():
+    with gr.Row(elem_id="top"):
         image = gr.Image(label="Picture", sources=["upload", "clipboard", "webcam"], type="filepath",
-                         height=320)
-        with gr.Column():
+                         height=320, elem_id="picture")
+        with gr.Column(elem_id="answer"):
             first = gr.Markdown(visible=False, elem_id="headline")
             labels = gr.Label(show_label=False, show_heading=False, num_top_classes=answers.k,
                               visible=False, elem_id="labels")
             note = gr.Markdown(visible=False, elem_id="note")
             if examples := find_examples(predictor.vocab):
-                gr.Examples(examples, image, label="Or try one of these")
+                gr.Examples(examples, image, label="Or try one of these", elem_id="examples")
     with gr.Row(visible=False) as pictures:
         part = gr.Image(label="It looks here", elem_id="part", **shown)
         seen = gr.Image(label=f"{predictor.sz} x {predictor.sz} pixels", elem_id="seen", **shown)
@@ -500,7 +524,7 @@ def main(args=None):
         page = build(find_model(cfg.model))
         # fonts of the system: others would be loaded from outside
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-        theme = gr.themes.Soft(primary_hue="teal", **fonts)
+        theme = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", **fonts).set(**CONTRAST)
         page.launch(server_port=cfg.port, theme=theme, css=CSS, footer_links=["api"],
                     max_file_size=f"{MAX_MB}mb", show_error=False, **guarded(page, cfg.share),
                     state_session_capacity=256)     # sessions of 40 kB each; by default 10,000

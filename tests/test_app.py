@@ -413,9 +413,44 @@ def test_after_an_example_a_bad_file_is_still_a_message(browser, coloured, tmp_p
     (tmp_path / "bad.png").write_bytes(b"hello")
     clear(tab)
     upload(tab, tmp_path / "bad.png")
-    tab.locator("#note", has_text="is not an image").wait_for()
+    tab.locator("#headline", has_text="is not an image").wait_for()
     tab.close()
     assert "Traceback" not in coloured.log()
+
+
+CONTRAST = """selector => {
+    const numbers = color => color.match(/[\\d.]+/g).map(Number)
+    const light = color => numbers(color).slice(0, 3).map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0)
+    const element = document.querySelector(selector)
+    let behind = element
+    while ((numbers(getComputedStyle(behind).backgroundColor)[3] ?? 1) == 0) behind = behind.parentElement
+    const [a, b] = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor].map(light)
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_all_of_the_answer_stands_above_the_examples_and_is_easy_to_read(
+    browser, coloured, scheme
+):
+    phone = browser.new_context(
+        viewport={"width": 375, "height": 800}, is_mobile=True, has_touch=True, color_scheme=scheme
+    )
+    tab = phone.new_page()
+    tab.goto(coloured.url)
+    tab.locator("#examples button").first.click()
+    tab.locator("text=/\\d+ ms/").wait_for()
+    for box in ("#why img", "#choice"):
+        tab.locator(box).wait_for()
+    boxes = "#picture", "#headline", "#labels", "#note", "#part", "#why", "#choice", "#examples"
+    tops = [tab.locator(o).bounding_box()["y"] for o in boxes]
+    assert tops == sorted(tops)
+    # what WCAG asks of text
+    for words in ("#note p", "#part label", "#choice span", "#choice .selected"):
+        assert tab.evaluate(CONTRAST, words) >= 4.5, words
+    phone.close()
 
 
 def test_boxes_for_pictures_appear_with_the_first_answer(tab, pictures):
@@ -434,7 +469,7 @@ def test_a_bad_file_is_a_message_and_the_old_answer_goes(tab, pictures, tmp_path
     (tmp_path / "bad.png").write_bytes(b"hello")
     clear(tab)
     upload(tab, tmp_path / "bad.png")
-    tab.locator("#note", has_text="is not an image").wait_for()
+    tab.locator("#headline", has_text="is not an image").wait_for()
     assert (
         tab.locator("text=/\\d+ ms/").count()
         == tab.locator("#seen img").count()

@@ -398,7 +398,7 @@ def open_picture(content, sz=None):
 
     sz: the decoder of JPEG need not give many more pixels than `sz` x `sz` are made of.
     Errors: UserError for what is no image, or takes too much time or memory to decode."""
-    with explained("The image", MAX_PIXELS):
+    with explained("The file", MAX_PIXELS):
         img = Image.open(BytesIO(content), formats=FORMATS)
         check_size(img, "The image", 1, MAX_PIXELS)
         if pixels_to_decode(img, content) > MAX_DECODED:
