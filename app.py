@@ -60,6 +60,7 @@ CSS = """
 #note p {color: var(--body-text-color-subdued) !important; font-size: .8125rem}
 #labels *, #table * {font-family: var(--font)}
 #part, #seen, #why {padding-top: 40px}
+#part img, #seen img, #why img {width: 100%; height: 100%; object-fit: contain}
 #picture img {position: relative; min-width: 240px}
 #picture img::after {content: "Your browser cannot show it."; position: absolute; inset: 0;
     padding-top: 120px; text-align: center; background: var(--block-background-fill)}
