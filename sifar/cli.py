@@ -35,7 +35,7 @@ from .libraries import check_libraries
 from .signals import ending_signals, give_back, leave_closed_terminal, listen
 
 try:
-    from .log import called
+    from .log import called, check_shown, open_streams
 except ModuleNotFoundError as e:            # rich, which is imported before one_line_errors can listen
     say(explain(e))
     sys.exit(2)
@@ -169,8 +169,7 @@ def one_line_errors(extra=None):
     """Whatever a user can cause ends in one line on stderr and exit code 2, without a traceback.
 
     So do libraries that do not fit, those of `extra` (page, ...) among them.
-    Ctrl-C, SIGTERM and a terminal that is closed end with 130, 143 and 129. Afterwards the signals are
-    handled as before."""
+    Ctrl-C, SIGTERM and a terminal that is closed end with 130, 143 and 129; signals are given back."""
     caught = []
 
     def stop(signum, frame):
@@ -184,12 +183,14 @@ def one_line_errors(extra=None):
         # torch's loader ends like this where not all of its processes could be started
         if "_workers_status" not in str(about.exc_value): hook(about)
 
+    open_streams()
     before = listen(ending_signals(), stop)
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         check_libraries(extra)
         yield
         if caught: stop(caught[-1], None)
+        check_shown()
         with suppress(BrokenPipeError): sys.stdout.flush()
     except KeyboardInterrupt:
         with suppress(OSError): say("interrupted")

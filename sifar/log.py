@@ -13,13 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .distributed import is_first
-from .errors import visible
+from .errors import UserError, one_line, visible
 from .files import ROOT, SCRIPTS
 
-# rich believes FORCE_COLOR even where the terminal is a file
-console = Console(highlight=False, emoji=False, force_terminal=None if sys.stdout.isatty() else False)
+# rich believes FORCE_COLOR even where the terminal is a file; Python has no stdout where it is closed
+on_terminal = sys.stdout is not None and sys.stdout.isatty()
+console = Console(highlight=False, emoji=False, force_terminal=None if on_terminal else False)
 log = logging.getLogger("sifar")
 RESULT = {"result": True}       # log.info(..., extra=RESULT) is shown each time: see say_once
+unwritten: list[str] = []       # why lines are missing on the screen, where somebody is to be told
 
 
 class Visible(logging.Formatter):
@@ -49,10 +51,32 @@ def log_to_screen():
     log.setLevel(logging.INFO if is_first() else logging.WARNING)
     handler = Screen() if console.is_terminal else logging.StreamHandler(sys.stdout)
     handler.setFormatter(Visible() if console.is_terminal else TIMED)
-    # nobody reads it any more, as in `train.py | head`: the log file has it still
-    handler.handleError = lambda record: None
+    handler.handleError = note_unwritten
     log.handlers[:] = [handler]
     log.propagate = False
+
+
+def note_unwritten(record):
+    "Go on where a line cannot be shown: a run has it in its log file."
+    # of a pipe as in `train.py | head` nobody reads any more
+    if not isinstance(error := sys.exception(), BrokenPipeError): unwritten.append(one_line(error))
+
+
+def check_shown():
+    "Raise a UserError where lines could not be shown, as where the screen is a file on a full disk."
+    if not unwritten: return
+    why = unwritten[0]
+    unwritten.clear()
+    raise UserError(f"Not all lines could be shown ({why}): a run has them in its training_log.txt.")
+
+
+def open_streams():
+    "Let streams that are closed lead to nowhere: else the next files that are opened take their places."
+    for fd in range(3):
+        try: os.fstat(fd)
+        except OSError: os.open(os.devnull, os.O_RDWR)
+    for fd, name in enumerate(("stdout", "stderr"), 1):
+        if getattr(sys, name) is None: setattr(sys, name, open(fd, "w", closefd=False))
 
 
 def say_once():

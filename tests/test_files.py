@@ -14,6 +14,7 @@ from conftest import COLD, SMALL
 from test_train import ROOT, SHORT, assert_same_run, command, failure, files, history, run, start, weights
 
 from sifar import UserError, load_learner
+from sifar.cli import one_line_errors
 from sifar.data.fixes import read_fixes
 from sifar.data.labels import read_rows
 from sifar.files import read_json, write_file, write_json
@@ -253,6 +254,26 @@ def test_where_no_file_may_be_written_there_is_a_word(tmp_path):
         )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("sifar: File too large")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_command_whose_streams_are_closed_ends_as_any_other(closed):
+    for args, code in (["--help"], 0), (["--nope"], 2):
+        line = ["sh", "-c", f'"$0" "$@" {closed}', COLD, str(ROOT / "train.py"), *args]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr
+        if code and "2>" not in closed:
+            assert done.stderr.startswith("sifar: Unknown flag '--nope'")
+
+
+def test_lines_that_a_full_disk_does_not_take_are_told_at_the_end(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit, match="2"), one_line_errors():
+            log_to_screen()
+            log.info("cat 99 %")
+            done = True
+    assert done and "Not all lines could be shown ([Errno 28] No space left" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("read", [read_rows, read_fixes])

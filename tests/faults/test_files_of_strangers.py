@@ -41,7 +41,7 @@ class Attacks:
         self.tried, self.refused, self.harmless, self.faults = 0, 0, 0, []
 
     def __call__(self, what, f, harmless=lambda found: False):
-        "Try `f`: a UserError refuses it, `harmless` looks at what it gives; 2 s of work and 300 MB at most."
+        "Try `f`: a UserError refuses it, `harmless` looks at what it gives; 2 s of work and 200 MB at most."
         self.tried += 1
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         start, before = time.process_time(), megabytes("VmRSS:")
@@ -58,7 +58,7 @@ class Attacks:
         finally:
             signal.alarm(0)
         seconds, mb = time.process_time() - start, megabytes("VmHWM:") - before
-        if problem or seconds > 2 or mb > 300:
+        if problem or seconds > 2 or mb > 200:
             self.faults.append((what, problem, f"{seconds:.1f} s", f"{mb:.0f} MB"))
 
 
@@ -367,7 +367,7 @@ def test_learner_files_with_odd_values(tmp_path, attack, good):  # noqa: F811
         attack(text[:30], lambda: load_learner(tmp_path))
 
 
-def test_names_that_are_no_text_or_steer_a_terminal(tmp_path, attack, capsys):
+def test_names_that_are_no_text_or_steer_a_terminal(plain, tmp_path, attack, capsys):
     small = "--dataset", "digits", "--arch", "resnet8", "--bs", "1024", "--epochs", "1", "--sizes", "8"
     for name in (os.fsdecode(b"\xff\xfe"), "\x1b[31mred", "猫 🍎", "a\u202eb", "<b>", "-x"):
         folder = tmp_path / f"runs {name}"
