@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from forkserver import stand_in
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -88,10 +89,6 @@ def cold(request, monkeypatch):
 SAVEFIG = Figure.savefig
 
 
-def stand_in(fig, path, *args, **kwargs):
-    Image.new("RGB", (640, 480), "white").save(path, "png")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def no_figures():
     "A white picture stands in for each figure, as those of a report take matplotlib seconds."
@@ -107,21 +104,11 @@ def figures(request, monkeypatch):
         monkeypatch.setattr(Figure, "savefig", SAVEFIG)
 
 
-# A training whose process can be stopped between its epochs: the first three are of small images.
-SMALL = (
-    "--dataset",
-    "digits",
-    "--arch",
-    "resnet8",
-    "--bs",
-    "64",
-    "--sizes",
-    "16x3,32",
-    "--warmup",
-    "0.2",
-    "--epochs",
-    "4",
-)
+# The flags of train.py that tests share: of two that are alike, the last counts.
+DIGITS = "--dataset", "digits", "--arch", "resnet8", "--bs", "64", "--warmup", "0.2"
+SMALL = *DIGITS, "--epochs", "4", "--sizes", "8x3,16"
+SHORT = *DIGITS, "--epochs", "1", "--sizes", "8", "--bs", "512"  # two batches
+LONG = *SMALL, "--epochs", "9999"  # a test ends it
 SUPERCLASS = [c // 5 for c in range(100)]
 
 

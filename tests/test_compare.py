@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from conftest import SHORT
 from PIL import Image
 
 import train
@@ -16,11 +17,11 @@ from sifar.runs.run import Run
 def runs(tmp_path_factory):
     "Two runs that differ in their seed, and one that differs in its epochs."
     folder = tmp_path_factory.mktemp("runs")
-    small = "--dataset", "digits", "--arch", "resnet8", "--bs", "512", "--sizes", "8", "--runs", str(folder)
+    small = *SHORT, "--runs", str(folder)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         train.main([*small, "--epochs", "2", "--seeds", "2", "--seed", "5", "--name", "pair"])
     (folder / "said").write_text(said.getvalue())
-    train.main([*small, "--epochs", "1", "--seed", "5", "--name", "short"])
+    train.main([*small, "--seed", "5", "--name", "short"])
     return folder / "digits"
 
 
@@ -111,24 +112,7 @@ def test_the_best_valid_and_the_curves_are_those_of_the_runs(runs, tmp_path, cap
 
 
 def test_a_run_without_validation_is_compared_by_its_training_loss(runs, tmp_path, capsys, drawn):
-    train.main(
-        [
-            "--dataset",
-            "digits",
-            "--arch",
-            "resnet8",
-            "--bs",
-            "512",
-            "--epochs",
-            "1",
-            "--valid-pct",
-            "0",
-            "--runs",
-            str(tmp_path),
-            "--name",
-            "all",
-        ]
-    )
+    train.main([*SHORT, "--valid-pct", "0", "--runs", str(tmp_path), "--name", "all"])
     run = tmp_path / "digits" / "all"
     assert "no accuracy on valid: all" in out(capsys, run, runs / "short", "--plot", tmp_path / "c.png")
     out(capsys, run, "--plot", tmp_path / "c.png")

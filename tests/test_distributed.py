@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import DIGITS
 from PIL import Image
 
 import train
@@ -20,7 +21,7 @@ from sifar.distributed import part
 from sifar.runs.load import last_state
 from sifar.training.ranks import check_divides
 
-SMALL = "--dataset", "digits", "--arch", "resnet8", "--bs", "64", "--augment", "batch", "--precision", "fp32"
+SMALL = *DIGITS, "--augment", "batch", "--precision", "fp32"
 
 STEPS = """
 import sys

@@ -12,7 +12,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from conftest import SAVEFIG, write_cifar
+from conftest import DIGITS, SAVEFIG, SHORT, write_cifar
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -22,8 +22,7 @@ from sifar.cli import parse_args, without_flags
 from sifar.files import ROOT
 from sifar.training.explore import SUGGESTIONS, find_lr, profile, shown, step_times
 
-SMALL = "--dataset", "digits", "--arch", "resnet8", "--bs", "16"
-QUICK = *SMALL, "--sizes", "8"
+QUICK = *DIGITS, "--bs", "16", "--sizes", "8"
 
 
 def digits(**kwargs):
@@ -173,7 +172,7 @@ def test_two_classes_that_are_mixed_have_both_their_shares(image_folder, tmp_pat
 @pytest.mark.figures
 def test_the_sheets(tmp_path):
     options = "--aug", "rand", "--cutmix", "1", "--sizes", "16,32", "--valid-pct", "0"
-    train.main([*SMALL, "--show-batch", *options, "--runs", str(tmp_path)])
+    train.main([*QUICK, "--show-batch", *options, "--runs", str(tmp_path)])
     plots = tmp_path / "digits" / "explore" / "plots"
     assert sorted(o.name for o in plots.iterdir()) == ["batch.png", "one_image.png"]
     with Image.open(plots / "batch.png") as img:
@@ -224,7 +223,7 @@ def test_flags_are_taken_out_with_their_values():
 @pytest.mark.slow
 def test_tensorboard_gets_the_run(tmp_path):
     pytest.importorskip("tensorboard")
-    train.main([*SMALL, "--epochs", "1", "--tensorboard", "--runs", str(tmp_path), "--name", "a"])
+    train.main([*SHORT, "--tensorboard", "--runs", str(tmp_path), "--name", "a"])
     (file,) = (tmp_path / "digits" / "a" / "tensorboard").glob("events*")
     assert b"train_loss" in file.read_bytes()
 
@@ -239,7 +238,7 @@ def train_with_wandb(tmp_path, *args, **env):
         "WANDB_CONFIG_DIR": str(tmp_path),
         **env,
     }
-    args = [*SMALL, "--opt", "muon", "--epochs", "1", "--wandb", "--runs", str(tmp_path), *args]
+    args = [*SHORT, "--opt", "muon", "--wandb", "--runs", str(tmp_path), *args]
     return subprocess.run(
         [sys.executable, "train.py", *args], env=env, cwd=ROOT, capture_output=True, text=True
     )
@@ -271,6 +270,6 @@ def test_a_tracker_that_is_not_installed_is_one_line(name, tmp_path, capsys, mon
         monkeypatch.delitem(sys.modules, o)
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit) as e:
-        train.main([*SMALL, "--epochs", "1", f"--{name}", "--runs", str(tmp_path)])
+        train.main([*SHORT, f"--{name}", "--runs", str(tmp_path)])
     err = capsys.readouterr().err
     assert e.value.code == 2 and f"--{name} needs" in err and err.count("\n") == 1

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 import torch
-from conftest import COLD, SMALL
-from test_train import ROOT, SHORT, assert_same_run, command, failure, files, history, run, start, weights
+from conftest import COLD, LONG, SHORT
+from test_train import ROOT, assert_same_run, command, failure, files, history, run, start, weights
 
 from sifar import UserError, load_learner
 from sifar.cli import one_line_errors
@@ -104,7 +104,7 @@ def test_what_was_trained_stays_where_a_checkpoint_is_deleted_meanwhile(tmp_path
 
 
 def test_a_folder_that_takes_the_place_of_a_run_is_left_alone(tmp_path):
-    process = start(*SMALL[:-1], 200, "--runs", tmp_path, "--name", "a")
+    process = start(*LONG, "--runs", tmp_path, "--name", "a")
     path, moved = tmp_path / "digits" / "a", tmp_path / "moved"
     path.rename(moved)
     path.mkdir()
@@ -120,15 +120,16 @@ def test_a_folder_that_takes_the_place_of_a_run_is_left_alone(tmp_path):
     assert weights(moved)["epoch"] <= 1
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a folder is locked as POSIX does it")
 def test_a_second_training_is_refused_also_where_the_lock_is_deleted(tmp_path, capsys):
-    process = start(*SMALL[:-1], 200, "--runs", tmp_path, "--name", "a")
+    process = start(*LONG, "--runs", tmp_path, "--name", "a")
+    path = tmp_path / "digits" / "a"
     try:
-        (tmp_path / "digits" / "a" / ".lock").unlink()
-        assert "is in use by another training" in failure(capsys, "--resume", tmp_path / "digits" / "a")
+        assert "is in use by another training" in failure(capsys, "--resume", path)
+        (path / ".lock").unlink()
+        assert "is in use by another training" in failure(capsys, "--resume", path)
     finally:
         process.kill()
-        process.communicate()
+    assert process.communicate()[1] == "" and len(history(path)) >= 1
 
 
 def test_reports_exports_and_a_training_of_one_run_go_on_at_once(finished, undisturbed):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import COLD, write_cifar
+from conftest import COLD, SHORT, write_cifar
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import SaveModelCallback
 from fastai.data.all import IntToFloatTensor, Transform
@@ -96,24 +96,7 @@ def test_the_exported_learner_is_the_run(exported):
 
 
 def test_the_average_of_the_weights_is_what_is_exported(tmp_path):
-    train.main(
-        [
-            "--dataset",
-            "digits",
-            "--arch",
-            "resnet8",
-            "--epochs",
-            "1",
-            "--valid-pct",
-            "0",
-            "--ema",
-            "0.99",
-            "--runs",
-            str(tmp_path),
-            "--name",
-            "a",
-        ]
-    )
+    train.main([*SHORT, "--valid-pct", "0", "--ema", "0.99", "--runs", str(tmp_path), "--name", "a"])
     export.main([str(run := tmp_path / "digits" / "a")])
     state, got = (
         torch.load(run / "models" / "last.pth", weights_only=True),

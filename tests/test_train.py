@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COLD, SMALL, on_pictures, write_cifar
+from conftest import COLD, DIGITS, LONG, SHORT, SMALL, on_pictures, write_cifar
 
 import train
 from sifar import TrainConfig
@@ -25,19 +25,18 @@ from sifar.runs.load import load_run
 
 resource = pytest.importorskip("resource", reason="POSIX limits and signals")
 ROOT = Path(__file__).parents[1]
-ONE_EPOCH, TWO_EPOCHS = (rf"  +{i} +\d\.\d{{4}} " for i in (1, 2))  # rows of the log's table
-SHORT = (
-    "--dataset",
-    "digits",
-    "--arch",
-    "resnet8",
-    "--bs",
-    "512",
-    "--warmup",
-    "0.2",
-    "--epochs",
-    "1",
-)  # two batches
+ONE_EPOCH, TWO_EPOCHS, THREE_EPOCHS = (rf"  +{i} +\d\.\d{{4}} " for i in (1, 2, 3))  # rows of the log's table
+CUT = """
+import os, re, sys
+import train
+from sifar.log import log
+until, signum, *args = sys.argv[1:]
+def strike(record):
+    if re.search(until, record.getMessage()): os.kill(os.getpid(), int(signum))
+    return True
+log.addFilter(strike)
+train.main(args)
+"""
 
 
 def run(*args):
@@ -55,6 +54,15 @@ def start(*args, until=ONE_EPOCH):
         if re.search(until, line):
             return process
     raise AssertionError(process.stderr.read())
+
+
+def cut(signum, *args, until=TWO_EPOCHS):
+    """A training in a process of its own, which gets a signal in the moment in which it logs `until`.
+
+    Returns its exit code, output and errors."""
+    words = sys.executable, "-W", "ignore", "-u", "-c", CUT, until, int(signum), *args
+    done = subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
 
 
 def weights(path):
@@ -159,7 +167,7 @@ def test_a_worker_that_is_killed_is_one_line_and_the_command_to_go_on(tmp_path, 
     threading.Thread(target=kill, daemon=True).start()
     args = "--bs", "16", "--epochs", "9", "--workers", "1", "--runs", tmp_path, "--name", "a"
     with pytest.raises(SystemExit) as e:
-        run("--dataset", "digits", "--arch", "resnet8", *args)
+        run(*DIGITS, *args)
     out, err = capsys.readouterr()
     assert e.value.code == 2 and err.count("\n") == 1 and "A process of --workers failed" in err
     assert f"--resume {tmp_path / 'digits' / 'a'}" in out.splitlines()[-1]
@@ -209,13 +217,13 @@ def test_the_name_of_a_run_that_was_killed_at_once_is_free(tmp_path, capsys):
 
 def test_muon_on_a_model_without_filters_is_one_line(tmp_path, capsys):
     assert "this architecture has none: choose --opt sgd or adamw" in failure(
-        capsys, *SHORT, "--arch", "timm:vit_tiny_patch16_224", "--opt", "muon", "--runs", tmp_path
+        capsys, *DIGITS, "--arch", "timm:vit_tiny_patch16_224", "--opt", "muon", "--runs", tmp_path
     )
     assert not list(tmp_path.rglob("config.json"))
 
 
 def test_a_run_whose_folder_is_removed_ends_in_one_line(tmp_path):
-    process = start(*SMALL[:-1], 200, "--runs", tmp_path, "--name", "a")
+    process = start(*LONG, "--runs", tmp_path, "--name", "a")
     while (tmp_path / "digits").exists():
         shutil.rmtree(tmp_path / "digits", ignore_errors=True)
     _, err = process.communicate(timeout=60)
@@ -226,7 +234,7 @@ def test_a_run_whose_folder_is_removed_ends_in_one_line(tmp_path):
 
 
 def test_every_tenth_epoch_is_kept(tmp_path):
-    run(*SHORT, "--bs", "1024", "--sizes", "8", "--epochs", "11", "--runs", tmp_path, "--name", "a")
+    run(*SHORT, "--bs", "1024", "--epochs", "11", "--runs", tmp_path, "--name", "a")
     kept = sorted(o.name for o in (tmp_path / "digits" / "a" / "models").iterdir())
     assert kept == ["best.pth", "epoch_010.pth", "last.pth"]
 
@@ -307,7 +315,7 @@ def test_a_run_that_never_began_leaves_no_folder(tmp_path, capsys):
         capsys, *SMALL, "--device", "cuda:77", "--runs", tmp_path
     )
     assert "did you mean resnet18" in failure(
-        capsys, *SMALL[:2], "--arch", "timm:resnet18x", "--runs", tmp_path
+        capsys, *SMALL, "--arch", "timm:resnet18x", "--runs", tmp_path
     )
     assert not list(tmp_path.iterdir())
 
@@ -359,7 +367,7 @@ def test_too_many_open_files_is_one_line(tmp_path):
 def test_a_closed_terminal_ends_a_run_like_a_signal(tmp_path):
     child, terminal = pty.fork()
     if not child:
-        os.execv(COLD, [COLD, *map(str, command(*SMALL[:-1], 200, "--runs", tmp_path, "--name", "a")[1:])])
+        os.execv(COLD, [COLD, *map(str, command(*LONG, "--runs", tmp_path, "--name", "a")[1:])])
     seen = b""
     while not re.search(rb"  1  +\d\.\d{4} ", seen):
         seen += os.read(terminal, 10_000)
@@ -386,18 +394,7 @@ def test_a_file_gets_no_colours():
 
 def test_out_of_memory_names_the_batch_size_and_a_smaller_one(tmp_path):
     done = subprocess.run(
-        command(
-            "--dataset",
-            "digits",
-            "--arch",
-            "resnet34",
-            "--precision",
-            "fp32",
-            "--bs",
-            "1200",
-            "--runs",
-            tmp_path,
-        ),
+        command(*DIGITS, "--arch", "resnet34", "--precision", "fp32", "--bs", "1200", "--runs", tmp_path),
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (3_000_000_000, 3_000_000_000)),

@@ -6,9 +6,9 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import SMALL, write_images
 from PIL import Image
-from test_train import TWO_EPOCHS, assert_same_run, history, run, start
+from test_train import THREE_EPOCHS, assert_same_run, cut, history, run
 
 import export
 from sifar import TrainConfig, UserError, get_dls, get_learner
@@ -76,7 +76,8 @@ def test_what_cannot_be_started_from_is_one_line(exported, tmp_path):
 @pytest.mark.parametrize("opt", ["sgd", "muon", "adamw"])
 def test_a_frozen_epoch_moves_the_head_and_norms_alone_and_later_stages_move_faster(opt, exported):
     run, _ = exported
-    cfg = TrainConfig(dataset="digits", arch="resnet8", bs=512, opt=opt, init=str(run), freeze=1, epochs=2)
+    few = {"bs": 512, "sizes": "8", "epochs": 2}
+    cfg = TrainConfig(dataset="digits", arch="resnet8", opt=opt, init=str(run), freeze=1, **few)
     learn = get_learner(get_dls(cfg), cfg)
     seen = [weights(learn)]
     rates = []
@@ -101,23 +102,18 @@ def test_a_frozen_epoch_moves_the_head_and_norms_alone_and_later_stages_move_fas
     assert all(p.requires_grad for p in learn.model.parameters())
 
 
-TUNE = "--dataset digits --arch resnet8 --bs 64 --epochs 4 --freeze 2 --ema 0.9".split()
-
-
 def test_a_fine_tuned_run_that_is_killed_goes_on_without_the_weights_that_it_started_from(exported, tmp_path):
     origin = tmp_path / "origin"
     shutil.copytree(exported[0], origin)
-    tune = *TUNE, "--init", origin, "--runs", tmp_path
+    tune = *SMALL, "--freeze", "2", "--ema", "0.9", "--init", origin, "--runs", tmp_path
     run(*tune, "--name", "whole")
-    process = start(*tune, "--name", "cut", until=TWO_EPOCHS)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    cut(signal.SIGKILL, *tune, "--name", "killed", until=THREE_EPOCHS)
     shutil.rmtree(origin)
-    cut = tmp_path / "digits" / "cut"
-    assert len(history(cut)) < 4
-    run("--resume", cut)
-    assert_same_run(tmp_path / "digits" / "whole", cut)
-    export.main([str(cut)])
+    path = tmp_path / "digits" / "killed"
+    assert len(history(path)) < 4
+    run("--resume", path)
+    assert_same_run(tmp_path / "digits" / "whole", path)
+    export.main([str(path)])
 
 
 def test_a_folder_of_few_pictures_is_fine_tuned_and_its_batches_and_epochs_follow_from_it(

@@ -76,7 +76,7 @@ def attack(campaign, request):
 def plain(tmp_path_factory):
     "A run of two epochs."
     folder = tmp_path_factory.mktemp("runs")
-    train.main([*SMALL[:-1], "2", "--runs", str(folder), "--name", "a"])
+    train.main([*SMALL, "--epochs", "2", "--runs", str(folder), "--name", "a"])
     return folder / "digits" / "a"
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Mirror
+from conftest import SMALL, Mirror
 from test_download import load
-from test_train import SMALL, assert_same_run, command, history, weights
+from test_train import assert_same_run, command, history, weights
 
 import export
 import train

@@ -12,27 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import DIGITS
 from test_train import assert_same_run, command
 
 import train
 
 pytestmark = pytest.mark.slow
-LONG = (
-    "--dataset",
-    "digits",
-    "--arch",
-    "resnet8",
-    "--bs",
-    "64",
-    "--warmup",
-    "0.2",
-    "--epochs",
-    "60",
-    "--ema",
-    "0.9",
-    "--workers",
-    "2",
-)
+LONG = *DIGITS, "--epochs", "60", "--ema", "0.9", "--workers", "2"
 
 
 @pytest.fixture(scope="module")
