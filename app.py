@@ -284,15 +284,18 @@ class Answers:
             ms = 1000 * (time.perf_counter() - start)
         except UserError as e:
             return gr.Markdown(f"⚠️ {plain(e.text)}", visible=True), no_labels, hidden, *nothing
+        heat = self.heat_map(seen, answer.top[0][0])
+        mapped, note = heat is not None, small_print(self.predictor, answer, ms)
+        if not mapped: note += " · where it sees it cannot be told for this kind of model"
         choices = [(words(label), label) for label, _ in answer.top]
         likely = {words(label): p for label, p in answer.top if p >= LEAST}
         return (gr.Markdown(f"## {plain(headline(answer))}", visible=True),
                 gr.Label(likely, visible=True),
-                gr.Markdown(small_print(self.predictor, answer, ms), visible=True),
+                gr.Markdown(note, visible=True),
                 gr.Row(visible=True),
                 framed(photo, self.predictor.sz, self.predictor.fit), enlarge(seen),
-                self.heat_map(seen, answer.top[0][0]),
-                gr.Radio(choices=choices, value=answer.top[0][0], visible=True))
+                gr.Image(heat, visible=mapped),
+                gr.Radio(choices=choices, value=answer.top[0][0], visible=mapped))
 
     @show_errors
     def why(self, file, label):

@@ -321,6 +321,17 @@ def test_a_model_that_does_not_load_is_one_line(tmp_path, capsys):
         assert e.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_model_without_a_heat_map_says_so_and_offers_no_choice_of_classes(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    cfg = TrainConfig(dataset="digits", arch="timm:vit_tiny_patch16_224")
+    write_learner(get_learner(get_dls(cfg), cfg), tmp_path / "learner.pkl", {})
+    shutil.copy(pictures[0], tmp_path)
+    file = {"path": str(tmp_path / pictures[0].name)}
+    *_, note, row, part, seen, heat, choice = app.Answers(Predictor(tmp_path / "learner.pkl")).show(file)
+    assert "cannot be told" in note.value and row.visible and part and seen
+    assert not heat.visible and not choice.visible
+
+
 # ---- a real browser ----
 
 
