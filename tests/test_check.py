@@ -84,7 +84,7 @@ def test_planted_twins_and_odd_images_are_found_and_nothing_else(pets, tmp_path,
     }
     assert {path: path.read_bytes() for path in pets.rglob("*.*")} == before
     out = capsys.readouterr().out
-    assert "near twin: 4 pairs, 1 of them of two classes; 1 images of test have one in train or valid" in out
+    assert "near twin: 4 pairs, 1 of two classes; images of test with one in train or valid: 1" in out
     page = (tmp_path / "runs" / "pets" / "check" / "check.html").read_text()
     assert page.count("<img") == 2 * 6 + 1 and "test/cat/00.png" not in page.split("<h2>")[1]
 
@@ -281,5 +281,5 @@ def test_a_file_that_was_cut_off_is_told(pets, tmp_path, capsys):
     tiles(1)[0].save(buffer, "JPEG")
     (pets / "train" / "dog" / "half.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
     run(pets, "--html")
-    assert "1 files cannot be read" in capsys.readouterr().out
+    assert "1 file cannot be read" in capsys.readouterr().out
     assert "half.jpg" in (tmp_path / "runs" / "pets" / "check" / "check.html").read_text()

@@ -83,7 +83,7 @@ def odd_images(images):
     found = []
     for row, x in enumerate(images):
         lower = x[-(len(x) // 4):]
-        if x.std((0, 1)).max() < 2: found.append(Finding(FLAT, row, x.std()))
+        if x.std((0, 1)).max() < 2: found.append(Finding(FLAT, row, x.std((0, 1)).max()))
         elif x.mean() < 8: found.append(Finding(DARK, row, x.mean()))
         elif lower.min() >= GREY[0] and lower.max() <= GREY[1]: found.append(Finding(CUT, row, 1))
     return sorted(found, key=lambda o: o["kind"])
@@ -111,7 +111,7 @@ def split_names(data):
 def counts(data, found):
     "Lines that say how many there are of each kind, and of twins where they lie."
     lines = []
-    if data.unreadable: lines.append(f"{len(data.unreadable):,} files cannot be read")
+    if data.unreadable: lines.append(f"{counted(len(data.unreadable), 'file')} cannot be read")
     for kind, same in groupby(found, key=lambda o: o["kind"]):
         group = list(same)
         pairs = [(o["row"], o["other"]) for o in group if o["other"] is not None]
@@ -125,8 +125,8 @@ def pair_counts(data, pairs):
     test = set(data.test.tolist())
     across = {b for a, b in pairs if b in test and a not in test}
     differ = sum(data.labels[a] != data.labels[b] for a, b in pairs)
-    return (f"{len(pairs):,} pairs, {differ:,} of them of two classes; "
-            f"{len(across):,} images of test have one in train or valid")
+    return (f"{counted(len(pairs), 'pair')}, {differ:,} of two classes; "
+            f"images of test with one in train or valid: {len(across):,}")
 
 
 def balance(data):
