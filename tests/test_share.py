@@ -546,7 +546,7 @@ def test_a_space_is_complete(exported):
     )
     assert (
         "*.pkl filter=lfs" in (space / ".gitattributes").read_text()
-        and len(list((space / "examples").glob("*.png"))) > 8
+        and len(list((space / "examples").glob("*.*g"))) > 8
     )
 
 
