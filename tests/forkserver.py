@@ -27,7 +27,9 @@ PRELOAD = (
     "sifar.runs.compare",
     "sifar.share.export",
     "sifar.share.predict",
+    "coverage",
 )
+MEASURED = "COVERAGE_PROCESS_CONFIG"  # set by `pytest --cov` for the processes of tests: see pyproject.toml
 READ_AT_IMPORT = {"HF_": "huggingface_hub"}  # variables that a library reads once, as it is imported
 
 
@@ -88,7 +90,8 @@ def connect_or_start(address, main):
             *((os.POSIX_SPAWN_OPEN, fd, log.name, os.O_WRONLY | os.O_APPEND, 0) for fd in (1, 2)),
         ]
         command = [sys.executable, __file__, "--serve", address, main]
-        pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True)
+        env = {k: v for k, v in os.environ.items() if k != MEASURED}  # what it forks is measured, not itself
+        pid = os.posix_spawn(command[0], command, env, file_actions=actions, setsid=True)
         while not (s := connect(address)):
             if os.waitpid(pid, os.WNOHANG)[0]:
                 sys.exit(f"the fork server ended: see {log.name}")
@@ -207,6 +210,8 @@ def become(o):
     forget_stale_modules(o["env"])
     os.environ.clear()
     os.environ.update(o["env"])
+    if MEASURED in os.environ:
+        sys.modules["coverage"].process_startup()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     unbuffered = o["unbuffered"] or bool(o["env"].get("PYTHONUNBUFFERED"))
     sys.stdin = open(0, closefd=False)

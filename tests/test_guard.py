@@ -65,7 +65,7 @@ def page(exported, tmp_path_factory, hub):
         for name in ("SSR_MODE", "MCP_SERVER", "NUM_WORKERS"):
             patch.setenv(f"GRADIO_{name}", "2" if name == "NUM_WORKERS" else "true")
         patch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub[0].server_port}")
-        o = Page(folder, "--model", exported[0] / "learner.pkl", python=COLD)
+        o = Page(folder, "--model", exported[0] / "learner.pkl")
     yield o
     o.close()
 
