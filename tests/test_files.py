@@ -21,7 +21,7 @@ from sifar.files import read_json, write_file, write_json
 from sifar.log import log, log_to_screen
 from sifar.runs import report
 from sifar.runs.load import last_state, load_run
-from sifar.runs.run import Run
+from sifar.runs.run import Run, locked
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links, named pipes and signals")
 
@@ -120,6 +120,27 @@ def test_a_folder_that_takes_the_place_of_a_run_is_left_alone(tmp_path):
     assert weights(moved)["epoch"] <= 1
 
 
+OUTLIVED = """
+import os, signal, sys, time
+from pathlib import Path
+from sifar.runs.run import locked
+with locked(Path(sys.argv[1])):
+    if worker := os.fork(): print(worker, flush=True), os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked as POSIX does it")
+def test_a_killed_training_goes_on_while_its_workers_still_live(tmp_path):
+    started = [COLD, "-c", OUTLIVED, str(tmp_path)]
+    with subprocess.Popen(started, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        worker = int(process.stdout.readline())
+        assert process.wait() == -signal.SIGKILL
+        with locked(tmp_path), pytest.raises(UserError, match="in use"), locked(tmp_path):
+            pass
+        os.kill(worker, signal.SIGKILL)
+
+
 def test_a_second_training_is_refused_also_where_the_lock_is_deleted(tmp_path, capsys):
     process = start(*LONG, "--runs", tmp_path, "--name", "a")
     path = tmp_path / "digits" / "a"
@@ -161,6 +182,23 @@ def test_settings_that_were_changed_in_a_run_folder_are_noticed(finished, capsys
     before = (finished / "history.csv").read_bytes()
     assert f"config.json was changed: it says --{key} {value} (was" in failure(capsys, "--resume", finished)
     assert (finished / "history.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "part, key, change",
+    [
+        ("data", "vocab", lambda o: [o[1], o[0], *o[2:]]),
+        ("data", "stats", lambda o: [[0.5] * 3, [0.25] * 3]),
+        ("data", "superclasses", lambda o: ["x"] * 10),
+        ("settings", "smoothing", lambda o: 0.2),
+    ],
+)
+def test_what_was_changed_in_a_run_folder_is_not_exported(finished, part, key, change):
+    about = json.loads((finished / "config.json").read_text())
+    about[part][key] = change(about[part][key])
+    (finished / "config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=f"config.json was changed: it.* (--)?{key} "):
+        load_run(finished, images=False)
 
 
 def test_weights_of_another_epoch_in_place_of_the_best_are_noticed(finished, capsys):

@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import export
 import train
 from sifar import Predictor, TrainConfig, UserError, load_learner
 from sifar.data.datasets import load_data
-from sifar.data.folder import larger_size
+from sifar.data.folder import larger_size, unpack
 from sifar.data.image import read_image
 from sifar.runs import report
 
@@ -311,6 +313,22 @@ def test_an_archive_is_taken_as_the_folder_in_it(tmp_path, kind, capsys):
     assert "cannot be unpacked" in refusal(file, tmp_path)
     kept = [o.name for o in (tmp_path / "cache").iterdir() if o.is_dir()]
     assert len(kept) == 1, "nothing of the damaged one"
+
+
+def test_an_archive_is_unpacked_by_two_at_once_and_may_have_a_long_name(tmp_path):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "pets" / name, 3)
+    path = Path(shutil.make_archive(tmp_path / ("p" * 251), "zip", tmp_path / "pets"))
+    with ThreadPoolExecutor(8) as pool:
+        folders = set(pool.map(lambda _: unpack(path, tmp_path / "cache"), range(8)))
+    assert [o.name for o in (tmp_path / "cache").iterdir() if o.is_dir()] == [o.name for o in folders]
+    assert len(load_data(TrainConfig(dataset=str(path), data=str(tmp_path))).images) == 6
+
+
+def test_folders_that_lie_too_deep_are_refused_in_one_line(tmp_path):
+    write_images(tmp_path / "cat" / "/".join("x" * 150), 1)
+    with pytest.raises(UserError, match="lies deeper than 100 folders"):
+        load_data(TrainConfig(dataset=str(tmp_path)))
 
 
 def test_a_link_that_leads_nowhere_is_skipped_by_name(tmp_path, caplog):

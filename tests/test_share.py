@@ -579,6 +579,19 @@ def test_a_space_predicts_by_itself_without_what_only_training_needs(exported, t
     assert done.returncode == 0, done.stderr
 
 
+def test_no_link_in_a_space_is_followed(exported, tmp_path):
+    space = shutil.copytree(exported[1], tmp_path / "space")
+    mine = shutil.copytree(space / "examples", tmp_path / "mine")
+    (mine / "apple.png").write_bytes(b"mine")
+    for name in ("examples", "sifar"):
+        shutil.rmtree(space / name)
+        (space / name).symlink_to(mine)
+        with pytest.raises(UserError, match=f"{name} is a link"):
+            write_space(exported[0], space)
+        assert (mine / "apple.png").read_bytes() == b"mine" and not (mine / "__init__.py").exists()
+        (space / name).unlink()
+
+
 def test_a_folder_with_something_else_is_not_overwritten(exported, tmp_path, capsys):
     (tmp_path / "thesis.doc").write_text("years of work")
     assert "holds something else than a Space" in failure(

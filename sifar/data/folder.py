@@ -105,7 +105,8 @@ def read_images(path, files, sz, cache, fit):
     Kept in a file below `cache`, which is used as long as the files, their sizes, times and permissions stay
     the same."""
     key = sha256((GEOMETRY, fit, [(str(file), *times_and_size(file)) for file in files]))
-    kept = cache / f"{path.resolve().name}-{sz}-{sha256(path.resolve())[:12]}.npz"
+    # a name may be as long as a system takes
+    kept = cache / f"{path.resolve().name[:50]}-{sz}-{sha256(path.resolve())[:12]}.npz"
     if found := read_kept(kept, key, len(files), sz): return found
     try: images = np.empty((len(files), sz, sz, 3), np.uint8)
     except MemoryError as e:
@@ -154,7 +155,7 @@ def make_cache(cache):
 
 def unpack(path, cache):
     "The folder below `cache` with what is in an archive; it is unpacked once. Errors: UserError."
-    folder = cache / f"{path.name}-{sha256((path.resolve(), times_and_size(path)))[:12]}"
+    folder = cache / f"{path.name[:50]}-{sha256((path.resolve(), times_and_size(path)))[:12]}"
     if folder.is_dir(): return folder
     log.info("Unpacking %s", path)
     make_cache(cache)
@@ -163,11 +164,18 @@ def unpack(path, cache):
         # tar: nothing outside of the folder, no devices; zip leaves those out
         kwargs: dict = {} if path.suffix.lower() == ".zip" else {"filter": "data"}
         shutil.unpack_archive(path, tmp, **kwargs)
-        tmp.rename(folder)
+        move(tmp, folder)
     except BROKEN_ARCHIVE as e:
         raise UserError(f"{path} cannot be unpacked ({one_line(e)}): is all of it there?") from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return folder
+
+
+def move(tmp, folder):
+    "Let `tmp` be the folder `folder`, unless another process has just made that."
+    try: tmp.rename(folder)
+    except OSError:
+        if not folder.is_dir(): raise
 
 
 def keep(path, **arrays):

@@ -19,6 +19,7 @@ LEFT = {
 NOTES = set(
     ".txt .csv .tsv .xml .json .jsonl .yaml .yml .md .html .css .js .py .pyc .ipynb .log .pdf .db .url "
     ".mat .npy .npz .pkl .pth .h5 .zip .tar .gz .rar .7z .doc .docx .xlsx license licence readme".split())
+DEEPEST = 100       # folders in each other, links followed
 # A folder that holds one of these was written by sifar, or is a cache or a virtual environment.
 WRITTEN = {"training_log.txt", "CACHEDIR.TAG", "pyvenv.cfg"}
 
@@ -31,6 +32,7 @@ class Folder:
     def __init__(self, path, around=()):
         real = path.resolve()
         if real in around: raise UserError(f"{path} is a link to a folder that it lies in: remove it.")
+        if len(around) > DEEPEST: raise UserError(f"{path} lies deeper than {DEEPEST} folders: move it up.")
         self.path, self.written = path, False
         self.files, self.notes, self.folders = list[Path](), list[Path](), list[Folder]()
         for entry in sorted(path.iterdir()):

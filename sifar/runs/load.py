@@ -2,7 +2,7 @@
 import errno
 import hashlib
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import NoneType
 
@@ -27,7 +27,7 @@ def resume(learn, cbs):
     # another machine may see no files of this one
     state = from_first(last_state(learn.path) if is_first() else None)
     check_data(learn.path, learn.dls.data, state["data"])
-    check_settings(learn.path, cbs, state)
+    check_settings(learn.path, next((cb.settings for cb in cbs if isinstance(cb, SaveLast)), {}), state)
     fill(learn.model, state["model"], learn.path)
     learn.create_opt()
     fill(learn.opt, state["opt"], learn.path)
@@ -50,10 +50,9 @@ def check_data(run, data, known):
                         "its classes, numbers of images or pixels differ.")
 
 
-def check_settings(run, cbs, state):
-    "Refuse a run whose config.json says other settings than models/last.pth was trained with."
+def check_settings(run, now, state):
+    "Refuse a run whose config.json says other settings, `now`, than models/last.pth was trained with."
     before = state.get("settings", {})          # older runs have none
-    now = next((cb.settings for cb in cbs if isinstance(cb, SaveLast)), {})
     changed = [k for k in before if k in now and now[k] != before[k]]
     if changed == ["epochs"] and now["epochs"] > before["epochs"]: return
     if changed:
@@ -94,8 +93,9 @@ def check_state(state):
             return "other columns in its history"
         try: check_row(row)
         except (ValueError, TypeError) as e: return f"its history: {e}"
-    # older runs have none
-    return None if isinstance(state.get("settings", {}), dict) else "settings is no dict"
+    for k in ("settings", "facts"):                         # older runs have none
+        if not isinstance(state.get(k, {}), dict): return f"{k} is no dict"
+    return None
 
 
 def fill(target, state, run):
@@ -160,6 +160,7 @@ def load_chosen(learn):
 
     Errors: UserError."""
     models = learn.path / "models"
+    check_described(Run(learn.path), state_if_any(learn.path))
     archive = learn.path / "model.safetensors"              # what an archived run has instead of models/
     if (models / "best.pth").exists():
         load_weights(learn, "best")
@@ -167,6 +168,16 @@ def load_chosen(learn):
     elif not models.exists() and archive.exists(): load_safetensors(learn.model, archive)
     else: load_last(learn, check_best)
     return learn
+
+
+def check_described(run, state):
+    "Refuse a run whose config.json describes it otherwise than models/last.pth. Errors: UserError."
+    check_settings(run.path, asdict(run.settings), state)
+    facts = state.get("facts", {})              # older runs have none
+    changed = [k for k in facts if run.data[k] != facts[k]]
+    if changed:
+        raise UserError(f"{run.config} was changed: its {', '.join(changed)} differ from those that the run "
+                        "was trained with. Change it back, or train the run again.")
 
 
 def state_if_any(run):

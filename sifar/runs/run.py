@@ -8,7 +8,7 @@ import shutil
 import stat
 import subprocess
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,11 @@ from ..distributed import from_first, is_first, world
 from ..errors import UserError, explain, name_batch_size, one_line
 from ..files import LEFT_OVER, ROOT, identity, read_file, read_json, remove_left_overs, write_json
 from ..log import command, counted, log, log_to_file
+
+try:
+    import fcntl
+except ImportError:         # on Windows
+    fcntl = None            # type: ignore[assignment]
 
 PACKAGES = "torch", "torchvision", "fastai", "albumentations", "timm", "numpy"
 # what a run has before its first checkpoint
@@ -359,29 +364,32 @@ def locked(run):
     """Hold the lock of a run folder; the system frees it however this process ends.
 
     Errors: UserError where it is taken."""
-    try:
-        # its file stays when it is released: check_free knows by it what was a run
-        with FileLock(run / ".lock", blocking=False), lock_folder(run): yield
-    except Timeout as e:
-        raise UserError(f"{run} is in use by another training: "
-                        "wait for that one, or stop it first.") from e
+    # .lock stays when it is released: check_free knows by it what was a run. It may be deleted, so the folder
+    # is locked too; Windows deletes no file that is open
+    locks: list = []
+    if fcntl: locks = [flock(run / ".lock", os.O_RDWR | os.O_CREAT), flock(run)]
+    else: locks = [FileLock(run / ".lock", blocking=False)]
+    with ExitStack() as held:
+        try:
+            for lock in locks: held.enter_context(lock)
+        except (BlockingIOError, Timeout) as e:
+            raise UserError(f"{run} is in use by another training: "
+                            "wait for that one, or stop it first.") from e
+        yield
 
 
 @contextmanager
-def lock_folder(run):
-    "Lock the folder itself too, where the system can, as its .lock may be deleted. Errors: Timeout."
+def flock(path, flags=os.O_RDONLY):
+    "Hold a lock on a file or folder, in this process alone. Errors: BlockingIOError where it is taken."
+    opened = [os.open(path, flags, 0o644)]
+    # else workers hold it too, which live for some seconds after a training that was killed
+    os.register_at_fork(after_in_child=lambda: [*map(os.close, opened)])
     try:
-        import fcntl
-    except ImportError:                         # Windows, which deletes no file that is open
-        yield
-        return
-    folder = os.open(run, os.O_RDONLY)
-    try:
-        try: fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e: raise Timeout(str(run)) from e
+        try: fcntl.flock(opened[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: raise
         except OSError: pass                    # as on NFS
         yield
-    finally: os.close(folder)
+    finally: os.close(opened.pop())
 
 
 def say_start(run, cfg):
@@ -451,7 +459,7 @@ def get_about(cfg, learn, commands):
     "The dictionary of config.json."
     import torch  # here, as train.py --resume RUN --help reads a run folder and should be quick
 
-    from ..training.callbacks import fingerprint
+    from ..training.callbacks import facts, fingerprint
     from ..training.learner import settle
     from ..training.precision import DTYPES
     data, device, settled = learn.dls.data, learn.dls.device, settle(cfg, learn)
@@ -465,13 +473,7 @@ def get_about(cfg, learn, commands):
         "precision": str(DTYPES[settled.precision]).removeprefix("torch."),
         "machine": platform.machine(),
         "processes": world(),
-        "data": {
-            "vocab": list(data.vocab),
-            "superclasses": data.superclasses,
-            "stats": learn.dls.stats,
-            "fixes": data.fixes,
-            "fingerprint": fingerprint(data),
-        },
+        "data": {**facts(learn.dls), "fixes": data.fixes, "fingerprint": fingerprint(data)},
     }
 
 

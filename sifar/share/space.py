@@ -53,6 +53,8 @@ def check_folder(folder):
     ours = readme.is_file() and readme.read_bytes().startswith(OURS)
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not ours:
         raise UserError(f"{folder} holds something else than a Space: choose a new folder.")
+    for inner in (folder / "sifar", folder / "examples"):
+        if inner.is_symlink(): raise UserError(f"{inner} is a link, and its files are not ours: remove it.")
     return folder
 
 

@@ -484,6 +484,7 @@ class SaveLast(Callback):
         state = {
             "epoch": done,
             "data": fingerprint(self.dls.data),
+            "facts": facts(self.dls),
             "model": self.model.state_dict(),
             "opt": self.opt.state_dict(),
             "best": None,
@@ -515,6 +516,12 @@ def fingerprint(data):
     # runs without fixes are resumed by what older versions wrote too
     if data.fixes: found["labels"] = zlib.crc32(data.labels.tobytes())
     return found
+
+
+def facts(dls):
+    "What config.json says of the data for those who have the run without them, a dictionary."
+    data, stats = dls.data, [list(o) for o in dls.stats]
+    return {"vocab": list(data.vocab), "superclasses": data.superclasses, "stats": stats}
 
 
 def weights_path(learn, name): return learn.path / learn.model_dir / f"{name}.pth"

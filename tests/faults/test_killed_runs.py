@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from conftest import DIGITS
 from test_train import assert_same_run, command
 
 import train
+from sifar import UserError
+from sifar.runs.run import locked
 
 pytestmark = pytest.mark.slow
 LONG = *DIGITS, "--epochs", "60", "--ema", "0.9", "--workers", "2"
@@ -59,7 +62,11 @@ def strike(run, signum, rng, log, pace):
         os.killpg(process.pid, signum)  # as a terminal does: to the workers too
     else:
         process.send_signal(signum)
-    return process.wait()
+    code, free = process.wait(), False
+    while not free:  # of a process that is forked, as in tests, that which was killed is but the front
+        with suppress(UserError), locked(run):
+            free = True
+    return code
 
 
 def check_folder(run):
