@@ -23,7 +23,11 @@ class OnnxModel:
             check_facts(self.about)
             self.vocab, self.sz = self.about["classes"], self.about["size"]
             self.superclasses, self.fit = self.about.get("superclasses"), self.about.get("fit", "halfway")
-            self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            options = onnxruntime.SessionOptions()
+            # else its threads keep the processors busy for some time after each picture
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            cpu = ["CPUExecutionProvider"]
+            self.session = onnxruntime.InferenceSession(path, options, providers=cpu)
             self.maps = len(self.session.get_outputs()) > 1
             shape = self.probs(np.zeros((1, self.sz, self.sz, 3), np.uint8)).shape
             need(shape == (1, len(self.vocab)), "it has other classes than its model.json")
