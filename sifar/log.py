@@ -108,7 +108,8 @@ def command(script, *args):
 
 def called(script):
     "What a user types for `script`: its name, or where sifar is installed sifar-train and the like."
-    return f"sifar-{Path(script).stem}" if ROOT == SCRIPTS else script
+    installed = ROOT == SCRIPTS and script.endswith(".py")          # python -m sifar.predict stays as it is
+    return f"sifar-{Path(script).stem}" if installed else script
 
 
 def counted(n, noun): return f"{n:,} {noun}{'' if n == 1 else 's'}"

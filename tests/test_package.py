@@ -99,6 +99,8 @@ def test_a_wheel_holds_all_of_sifar_once_and_nothing_else(site):
 def test_commands_of_an_installed_sifar_say_their_own_names(site, tmp_path):
     assert command(site, tmp_path, "sifar-train", "--help").startswith("usage: sifar-train [-h]")
     assert command(site, tmp_path, "sifar-export", "--help").startswith("usage: sifar-export [-h]")
+    said = run(site, tmp_path, "-m", "sifar.predict", "--help")
+    assert said.startswith("usage: python -m sifar.predict [-h]")
     none = command(site, tmp_path, "sifar-export", exit_code=2)
     assert none == "sifar: runs holds no finished run: train one with sifar-train, or name a run folder.\n"
     code = "import sys; sys.path.insert(0, sys.argv[1]); import app; print(app.no_model())"
