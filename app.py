@@ -2,7 +2,6 @@
 """A page that shows an exported learner: python app.py --model runs/cifar100/RUN/learner.pkl"""
 import atexit
 import hashlib
-import json
 import logging
 import os
 import re
@@ -28,7 +27,7 @@ except ImportError as e:
 from sifar.cli import Parser, one_line_errors
 from sifar.data.image import crop_box, fit_views, read_rgb
 from sifar.errors import UserError
-from sifar.files import csv_text, write_file
+from sifar.files import csv_text, read_about, write_file
 from sifar.log import command, quiet_imports, relative
 from sifar.share.guard import MAX_FILES, guarded, open_picture
 
@@ -209,10 +208,9 @@ def small_print(predictor, answer, ms):
 
 def about(path, predictor):
     "What model.json says of the model, and what the model knows, as Markdown. Errors: UserError."
-    file = path.with_name("model.json")
-    try:
-        facts = model_facts(json.loads(file.read_text())) if file.is_file() else {}
+    try: facts = model_facts(read_about(path))
     except (ValueError, TypeError, AttributeError, KeyError) as e:
+        file = path.with_name("model.json")
         raise UserError(f"{file} is damaged ({e}): export the run again, or delete it.") from e
     table = [f"| {k} | {plain(v)} |\n" for k, v in facts.items() if v]
     if table: table.insert(1, "|---|---|\n")           # the rule below the first row, which is the head

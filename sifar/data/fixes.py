@@ -67,11 +67,12 @@ def apply_fixes(data, path):
             raise UserError(f"{where}: {fix['image']!r} was relabelled otherwise above.")
     left = {split: getattr(data, split) for split in SPLITS}
     left = {split: o[~np.isin(o, list(dropped))] for split, o in left.items()}
-    counts = np.bincount(labels[left["train"]], minlength=len(data.vocab))
+    done = Counter(drop=len(dropped), relabel=len(relabelled.keys() - dropped))
+    fixed = replace(data, labels=labels, fixes={"file": Path(path).name, **done}, **left)
+    counts = fixed.counts("train")
     if not counts.all():
         raise UserError(f"{path} leaves no training image of class {data.vocab[counts.argmin()]!r}.")
-    done = Counter(drop=len(dropped), relabel=len(relabelled.keys() - dropped))
-    return replace(data, labels=labels, fixes={"file": Path(path).name, **done}, **left)
+    return fixed
 
 
 def by_name(names):

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..cli import one_line_errors, without_folders
 from ..errors import UserError
-from ..files import ROOT, STALE, write_file, write_json
+from ..files import ROOT, STALE, read_about, write_file, write_json
 from ..log import command, log
 from ..runs.load import load_run
 from ..runs.run import Run
@@ -219,7 +219,7 @@ def map_weights(classifier, sz):
 def write_weights(learn, path):
     "Write the weights to `path` as safetensors, with facts of the model.json beside it as metadata."
     from safetensors.torch import save
-    about = json.loads(path.with_name("model.json").read_text())
+    about = read_about(path)
     tensors = {k: v.detach().contiguous().cpu() for k, v in learn.model.state_dict().items()}
     # of text alone
     metadata = {k: json.dumps(about[k]) for k in ("classes", "arch", "size", "mean", "std")}

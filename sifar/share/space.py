@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..errors import UserError, visible
-from ..files import PACKAGE, ROOT, write_file
+from ..files import PACKAGE, ROOT, read_about, write_file
 from ..log import log
 
 # what the page imports
@@ -28,7 +28,7 @@ def write_space(run, folder, light=False):
     light: it computes by ONNX Runtime, and has model.onnx instead of the learner.
     Errors: UserError where something else is in it."""
     run, folder = Path(run), check_folder(folder)
-    about = json.loads((run / "model.json").read_text())
+    about = read_about(run / "model.json")
     folder.mkdir(parents=True, exist_ok=True)
     # first, as it says that the folder is ours, should the rest break off
     write_file(folder / "README.md", model_card(about, light))

@@ -59,6 +59,7 @@ class Precision(MixedPrecision):
         if self.scaler_state: self.learn.scaler.load_state_dict(self.scaler_state)
         # of float32 it warns on some devices, even if it is not enabled
         self.autocast = torch.autocast(device, self.dtype) if needs_autocast(self.dtype) else nullcontext()
+        self.convs = small_convs(self.dls.device, self.dtype)
 
     def before_batch(self):
         "Wrap just this forward pass, so that no exception can leave autocast switched on."
@@ -67,7 +68,7 @@ class Precision(MixedPrecision):
 
         def fast(*args):
             unwrap(model)               # for this pass only
-            with self.autocast, small_convs(self.dls.device, self.dtype): return forward(*args)
+            with self.autocast, self.convs: return forward(*args)
         model.forward = fast
 
     def after_loss(self):
@@ -487,13 +488,13 @@ class SaveLast(Callback):
             "facts": facts(self.dls),
             "model": self.model.state_dict(),
             "opt": self.opt.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "best": None,
             "history": self.run_log.history,
             "settings": self.settings,
         }
         if hasattr(self.learn, "save_best"):
             state["best"], state["best_sha256"] = self.save_best.best, self.save_best.sha256
-        if hasattr(self.learn, "scaler"): state["scaler"] = self.learn.scaler.state_dict()
         if hasattr(self.learn, "ema"): state["ema"] = self.learn.ema.state_dict()
         save(self.learn, "last", state)
 
