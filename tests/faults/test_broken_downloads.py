@@ -88,8 +88,9 @@ from sifar import TrainConfig
 from sifar.data import datasets
 content = open({archive!r}, "rb").read()
 cifar = datasets.CIFARS["cifar100"]
-datasets.CIFARS["cifar100"] = replace(cifar, n_train=400, n_test=200, archive=replace(
-    cifar.archive, md5=hashlib.md5(content).hexdigest(), size=len(content), urls=("http://127.0.0.1:9/x.tar.gz",)))
+md5, urls = hashlib.md5(content).hexdigest(), ("http://127.0.0.1:9/x.tar.gz",)
+tiny = replace(cifar.archive, md5=md5, size=len(content), urls=urls)
+datasets.CIFARS["cifar100"] = replace(cifar, n_train=400, n_test=200, archive=tiny)
 print("ready", flush=True)
 datasets.load_data(TrainConfig(data={data!r}))
 print("done", flush=True)
