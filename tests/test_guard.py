@@ -247,6 +247,36 @@ def test_malformed_questions_are_refused_with_a_word(client):
         assert 400 <= client.get(f"/gradio_api/{path}").status_code < 500, path
 
 
+def test_odd_paths_and_names_are_refused_without_a_traceback(client):
+    for path in ("/static/", "/assets/", "/gradio_api/file=", "/gradio_api/call/predict/"):
+        for name in ("a" * 256, "\u732b" * 90, "a" * 5000, "%00", "%ff%fe", "..%2f..%2fetc%2fpasswd", "/x"):
+            assert client.get(path + name).status_code in (403, 404), (path, name)
+    part = b'--b\r\nContent-Disposition: {}\r\n\r\nx\r\n--b--\r\n'
+    for kind in ("b" * 300, "b" * 60_000, "\xff"):
+        headers = {"content-type": f"multipart/form-data; boundary={kind}".encode("latin-1")}
+        assert client.post(UPLOAD, content=part, headers=headers).status_code == 400
+    for head in (b"form-data", b'form-data; filename="a"', b"form-data; filename*=x-none''a", b"a" * 10**6):
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+        answer = client.post(UPLOAD, content=part.replace(b"{}", head), headers=headers)
+        assert answer.status_code in (400, 413), head[:50]
+
+
+def test_the_session_that_was_checked_is_the_one_that_gradio_answers(client):
+    question = {"data": [upload(client)], "fn_index": PREDICT}
+    for i, query in enumerate(("s{}&session_hash=other", "s{}&session%5Fhash=other", "s{}&x=%ff")):
+        assert client.post(JOIN, json={**question, "session_hash": f"s{i}"}).status_code == 200
+        with client.stream("GET", f"/gradio_api/queue/data?session_hash={query.format(i)}") as r:
+            assert '"confidence"' in next(o for o in r.iter_lines() if "process_completed" in o)
+    assert client.post(JOIN, json={**question, "session_hash": "known"}).status_code == 200
+    for query in ("known%20", "%6bnown", "other&session_hash=known", "known;x"):
+        assert client.get(f"/gradio_api/queue/data?session_hash={query}").status_code == 404
+
+
+def test_of_too_many_files_no_more_are_looked_for(client):
+    files = [upload(client)] * 100 + [{"path": "nowhere"}] * 900
+    assert "1000 files are too many at once" in ask(client, [files], PREDICT_BATCH)
+
+
 def test_no_question_goes_past_the_queue(client):
     body = {"data": [upload(client)], "fn_index": PREDICT, "session_hash": "s"}
     for path in ("run/predict", "api/predict", "run/predict_batch"):

@@ -200,7 +200,9 @@ class Guard:
         if path in (DATA, ANSWER):
             # two at once over one session end in a traceback of Gradio's
             await self.door(self.session(path, values, scope), "answers", turn)
-            self.session(path, values, scope)               # which may have ended meanwhile
+            session = self.session(path, values, scope)     # which may have ended meanwhile
+            # Gradio would take the last of several
+            if path == DATA: scope["query_string"] = f"session_hash={session}".encode()
         return receive
 
     def session(self, path, values, scope):
@@ -210,7 +212,7 @@ class Guard:
             for session, events in queue.pending_event_ids_session.items():
                 if values["event"] in events: return session
             raise HTTPException(404, "There is no such question, or its answer was fetched.")
-        found = re.search(rb"(?:^|&)session_hash=([\w-]+)", scope["query_string"])
+        found = re.search(rb"(?:^|&)session_hash=([\w-]+)(?:&|$)", scope["query_string"])
         if not found or found[1].decode() not in queue.pending_messages_per_session:
             raise HTTPException(404, "Nothing was asked in this session.")
         return found[1].decode()
@@ -218,6 +220,8 @@ class Guard:
     def upload(self, scope, receive):
         "A `receive` for an upload, which ends where the client is too slow or over its budget."
         size, client = body_size(scope, MAX_UPLOAD), client_of(scope)
+        # its boundary has at most 70 characters, and is searched for in all that comes
+        if len(Headers(scope=scope).get("content-type", "")) > 200: raise HTTPException(400, "No such type.")
         # large uploads leave room for small ones
         share = 1 if size < 2 * 2**20 else 0.5
 
@@ -293,8 +297,11 @@ class OnlyFiles(route_utils.GradioMultiPartParser):
 
 def find_route(scope):
     "Which of ROUTES a request takes, and the values in its path. Errors: HTTPException."
+    # no system has a longer name of a file, and asking for one is an error
+    longest = max(len(name.encode(errors="replace")) for name in scope["path"].split("/"))
     for path, pattern in PATTERNS.get(scope["method"], {}).items():
-        if found := pattern.match(scope["path"]): return path, found.groupdict()
+        found = pattern.match(scope["path"])
+        if found and longest <= 255: return path, found.groupdict()
     raise HTTPException(404, "The page has nothing there.")
 
 
@@ -350,7 +357,9 @@ def check_value(block, value):
     if isinstance(block, components.Image): return check_picture(value)
     if isinstance(block, components.File):
         files = value if isinstance(value, list) else [value]
-        return [check_picture(file) for file in files]
+        # of too many, which the page refuses in a word, no more are looked for
+        checked = [check_picture(file) for file in files[:MAX_FILES]]
+        return checked + checked[:1] * (len(files) - MAX_FILES)
     if isinstance(block, components.Radio) and isinstance(value, str): return value
     if isinstance(block, components.Dataset) and type(value) is int and 0 <= value < len(block.samples):
         return value
