@@ -437,3 +437,8 @@ def test_a_class_among_many_that_is_called_train_is_refused_in_a_short_line(tmp_
     text = refusal(make(tmp_path / "things", "train", *(f"class{i}" for i in range(99))), tmp_path)
     assert "class0/, class1/, class10/" in text and "rename a class that is called train" in text
     assert len(text) < 400
+
+
+def test_a_file_that_is_no_archive_is_not_said_to_be_missing(tmp_path):
+    (tmp_path / "cats.txt").write_text("cats")
+    assert refusal(tmp_path / "cats.txt", tmp_path).endswith("a zip or tar file; this file is none of them)")
