@@ -87,6 +87,11 @@ class Page:
         self.out.close()
 
 
+def connect(url):
+    "A client of a page, which waits as long as a busy machine needs."
+    return Client(url, verbose=False, httpx_kwargs={"timeout": 120})
+
+
 @pytest.fixture(scope="module")
 def page(exported, tmp_path_factory):
     o = Page(tmp_path_factory.mktemp("app"), "--model", exported[0] / "learner.pkl", python=COLD)
@@ -96,7 +101,7 @@ def page(exported, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(page):
-    return Client(page.url, verbose=False)
+    return connect(page.url)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +258,7 @@ def test_a_file_over_the_cap_is_refused(page, client, tmp_path):
 
 
 def ask(url, path):
-    return Client(url, verbose=False).predict(handle_file(path), api_name="/predict")["label"]
+    return connect(url).predict(handle_file(path), api_name="/predict")["label"]
 
 
 @pytest.mark.parametrize("n", [8, pytest.param(32, marks=pytest.mark.slow)])
@@ -266,7 +271,7 @@ def test_clients_at_once_get_their_answers(page, exported, pictures, n):
 
 @pytest.mark.slow
 def test_memory_stays_level_over_2000_requests(page, client, pictures):
-    clients = [Client(page.url, verbose=False) for _ in range(32)]
+    clients = [connect(page.url) for _ in range(32)]
     levels = []
     for _ in range(5):
         with ThreadPoolExecutor(32) as pool:
@@ -291,7 +296,7 @@ def test_without_a_model_the_page_says_how_to_make_one(tmp_path):
     (tmp_path / "sifar").symlink_to(ROOT / "sifar")
     page = Page(tmp_path, cwd=tmp_path)
     try:
-        assert "export.py" in str(Client(page.url, verbose=False).config)
+        assert "export.py" in str(connect(page.url).config)
     finally:
         page.close()
 
@@ -656,7 +661,7 @@ sys.ps1 = ">>> "                # an interactive session, in which launch() does
 _, model, picture, *ports = sys.argv
 for port in ports: app.main(["--model", model, "--port", port])
 for port in ports:
-    client = Client(f"http://127.0.0.1:{port}", verbose=False)
+    client = connect(f"http://127.0.0.1:{port}")
     print(client.predict(handle_file(picture), api_name="/predict")["label"])
 print(*Path(os.environ["GRADIO_TEMP_DIR"]).parent.glob("sifar-*"))
 """
