@@ -124,35 +124,11 @@ def py2_dumps(o):
             return b"](" + b"".join(map(put, o)) + b"e"
         if isinstance(o, dict):
             return b"}(" + b"".join(put(k) + put(v) for k, v in o.items()) + b"u"
-        dtype = (
-            b"cnumpy\ndtype\n("
-            + put(o.dtype.str[1:].encode())
-            + put(0)
-            + put(1)
-            + b"tR("
-            + put(3)
-            + put(b"|")
-            + b"NNN"
-            + put(-1)
-            + put(-1)
-            + put(0)
-            + b"tb"
-        )
-        empty = (
-            b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + put(0) + b"t" + put(b"b") + b"tR"
-        )
-        return (
-            empty
-            + b"("
-            + put(1)
-            + b"("
-            + b"".join(map(put, o.shape))
-            + b"t"
-            + dtype
-            + b"\x89"
-            + put(o.tobytes())
-            + b"tb"
-        )
+        start = [b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(", put(0), b"t", put(b"b"), b"tR"]
+        shape = [put(1), b"(", *map(put, o.shape), b"t"]
+        dtype = [b"cnumpy\ndtype\n(", put(o.dtype.str[1:].encode()), put(0), put(1), b"tR("]
+        dtype += [put(3), put(b"|"), b"NNN", put(-1), put(-1), put(0), b"tb"]
+        return b"".join([*start, b"(", *shape, *dtype, b"\x89", put(o.tobytes()), b"tb"])
 
     return b"\x80\x02" + put(o) + b"."
 

@@ -153,19 +153,12 @@ def test_a_run_on_cifar100_has_a_page_also_where_its_data_are_elsewhere(tmp_path
 
 
 def test_classes_and_superclasses_have_their_own_accuracy_and_confusions(drawn):
-    vocab, of = (
-        ["apple", "pear", "cat", "dog", "car", "bus"],
-        ["fruit", "fruit", "animals", "animals", "vehicles", "vehicles"],
-    )
-    targs, preds, rows = (
-        np.array([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]),
-        np.array([0, 1, 0, 1, 2, 3, 2, 0, 0, 0, 0]),
-        np.arange(11),
-    )
-    data, o = (
-        ImageData(np.zeros((11, 8, 8, 3), np.uint8), targs, vocab, rows[:0], rows[:0], rows, of),
-        SimpleNamespace(rows=rows, targs=targs, preds=preds),
-    )
+    vocab = ["apple", "pear", "cat", "dog", "car", "bus"]
+    of = ["fruit", "fruit", "animals", "animals", "vehicles", "vehicles"]
+    targs, preds = np.array([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]), np.array([0, 1, 0, 1, 2, 3, 2, 0, 0, 0, 0])
+    rows = np.arange(11)
+    data = ImageData(np.zeros((11, 8, 8, 3), np.uint8), targs, vocab, rows[:0], rows[:0], rows, of)
+    o = SimpleNamespace(rows=rows, targs=targs, preds=preds)
     report.classes(data, o, "test")
     pairs = report.confusion(data, o, "test")["pairs"]
 

@@ -694,49 +694,39 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self):
         body = self.read()
         self.server.calls.append((self.path, self.headers.get("authorization")))
-        here = f"http://127.0.0.1:{self.server.server_port}"
-        status, reply = 200, {}
-        if self.path == "/api/repos/create":
-            status, reply = (
-                self.server.status,
-                {"url": f"{here}/spaces/someone/demo"} if self.server.status == 200 else {"error": "no"},
-            )
-        elif self.path == "/api/spaces/someone/demo":
-            status, reply = 404, {"error": "not found"}
-        elif "preupload" in self.path:
-            reply = {
-                "files": [
-                    {
-                        "path": o["path"],
-                        "uploadMode": "lfs" if o["path"].endswith((".pkl", ".png")) else "regular",
-                        "shouldIgnore": False,
-                    }
-                    for o in json.loads(body)["files"]
-                ]
-            }
-        elif self.path.endswith("objects/batch"):
-            reply = {
-                "transfer": "basic",
-                "objects": [
-                    {**o, "actions": {"upload": {"href": f"{here}/lfs/{o['oid']}"}}}
-                    for o in json.loads(body)["objects"]
-                ],
-            }
-        elif self.path.startswith("/lfs/"):
-            self.server.stored[self.path] = body
-        elif "/commit/" in self.path:
-            self.server.stored["commit"] = [json.loads(o) for o in body.splitlines()]
-            reply = {
-                "commitUrl": f"{here}/spaces/someone/demo/commit/{40 * '0'}",
-                "commitOid": 40 * "0",
-                "success": True,
-            }
+        status, reply = self.reply(body)
         content = json.dumps(reply).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+    def reply(self, body):
+        "The status and what is said to a request with this body."
+        here = f"http://127.0.0.1:{self.server.server_port}"
+        space = f"{here}/spaces/someone/demo"
+        if self.path == "/api/repos/create":
+            status = self.server.status
+            return status, {"url": space} if status == 200 else {"error": "no"}
+        if self.path == "/api/spaces/someone/demo":
+            return 404, {"error": "not found"}
+        if "preupload" in self.path:
+            paths = [o["path"] for o in json.loads(body)["files"]]
+            modes = ["lfs" if o.endswith((".pkl", ".png")) else "regular" for o in paths]
+            files = zip(paths, modes)
+            return 200, {"files": [{"path": a, "uploadMode": b, "shouldIgnore": False} for a, b in files]}
+        if self.path.endswith("objects/batch"):
+            objects = json.loads(body)["objects"]
+            objects = [{**o, "actions": {"upload": {"href": f"{here}/lfs/{o['oid']}"}}} for o in objects]
+            return 200, {"transfer": "basic", "objects": objects}
+        if self.path.startswith("/lfs/"):
+            self.server.stored[self.path] = body
+        if "/commit/" in self.path:
+            self.server.stored["commit"] = [json.loads(o) for o in body.splitlines()]
+            oid = 40 * "0"
+            return 200, {"commitUrl": f"{space}/commit/{oid}", "commitOid": oid, "success": True}
+        return 200, {}
 
     do_GET = do_POST = do_PUT = answer
 

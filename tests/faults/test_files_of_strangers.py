@@ -287,22 +287,13 @@ def test_caches_that_do_not_fit(image_folder, tmp_path, attack):
     with np.load(kept) as z:
         have = dict(z)
     x, bad, why = have["images"], np.array([0]), np.array(["x"])
+    shapes = x[:-1], x[:0], x[..., :1], x.astype(float), x[0], np.array(["a"]), x[:, :9]
+    one_less = {"why": why, "images": x[1:]}
     odd = (
-        *(
-            {"images": o}
-            for o in (x[:-1], x[:0], x[..., :1], x.astype(float), x[0], np.array(["a"]), x[:, :9])
-        ),
-        *(
-            {"bad": bad},
-            {"bad": bad, "why": why},
-            {"why": why},
-            {"bad": -bad - 1, "why": why, "images": x[1:]},
-        ),
-        *(
-            {"bad": bad + 99, "why": why, "images": x[1:]},
-            {"bad": np.array([0, 0]), "why": np.array(["x"] * 2)},
-        ),
-        *({"bad": np.array(["0"]), "why": why, "images": x[1:]}, {"key": np.array([have["key"]] * 2)}),
+        *({"images": o} for o in shapes),
+        *({"bad": bad}, {"bad": bad, "why": why}, {"why": why}, {"bad": -bad - 1, **one_less}),
+        *({"bad": bad + 99, **one_less}, {"bad": np.array([0, 0]), "why": np.array(["x"] * 2)}),
+        *({"bad": np.array(["0"]), **one_less}, {"key": np.array([have["key"]] * 2)}),
     )
     header = npz(**have)
     at = header.index(b"(72, ")
