@@ -85,7 +85,7 @@ def list_pictures(path, cache, table=None):
 def say_skipped(listed, bad, most=20):
     "Log which files were skipped, and why; `bad` has the reasons by their position in `listed`."
     for i, why in list(bad.items())[:most]:
-        log.warning("Skipped %s: %s", str(listed[i][2]).replace("\n", "\\n"), why)
+        log.warning("Skipped %s, which %s", str(listed[i][2]).replace("\n", "\\n"), why)
     if len(bad) > most: log.warning("Skipped %d more unreadable files", len(bad) - most)
 
 
