@@ -73,7 +73,8 @@ def usual_preset(given):
     "finetune for pictures of one's own with few images a class, else standard."
     own = is_own(given.__dict__.get("dataset", "cifar100")) and has_pictures(given.dataset)
     # the weights are those of one architecture
-    if not own or getattr(given, "arch", "resnet18") != "resnet18" and "init" not in given: return "standard"
+    fits = getattr(given, "arch", "resnet18") in ("resnet18", "resnet18-late")
+    if not own or not fits and "init" not in given: return "standard"
     from .data.folder import list_pictures
     from .data.layout import trained_on
     table = Path(given.labels) if "labels" in given else None

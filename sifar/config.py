@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import UserError
 
-ARCHS = ("resnet8", "resnet10", "resnet18", "resnet34", "sprintnet")
+ARCHS = ("resnet8", "resnet10", "resnet18", "resnet18-late", "resnet34", "sprintnet")
 DATASETS = ("cifar100", "cifar10", "digits")
 INITS = ("cifar100", "timm")
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", NoneType: "None"}
@@ -29,7 +29,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "best": {
         **MUON, "epochs": 60, "sizes": "16x12,20x12,24x12,28x12,32x12", "cutmix": 1.0, "mix_prob": 0.5},
     # for few images a class: from the weights of a model that has seen other pictures
-    "finetune": {"init": "cifar100", "freeze": 2, "lr": 0.01, "epochs": "auto", "warmup": 0.1},
+    "finetune": {
+        "init": "cifar100", "arch": "resnet18-late", "epochs": 10, "bs": 16, "lr": 0.004, "warmup": 0.1},
     "smoke": {"dataset": "digits", "arch": "resnet8", "epochs": 30, "bs": 32, "warmup": 0.2},
 }
 
@@ -79,7 +80,7 @@ class TrainConfig:
     mix_prob: float = 1.0
     "share of the batches that --mixup and --cutmix mix"
     arch: str = "resnet18"
-    "resnet8, resnet10, resnet18, resnet34, sprintnet or timm:NAME"
+    "resnet8, resnet10, resnet18, resnet18-late, resnet34, sprintnet or timm:NAME"
     init: str | None = None
     "weights to start from: a run, a learner.pkl, cifar100 (the model in results/) or timm"
     freeze: int = 0
@@ -90,8 +91,8 @@ class TrainConfig:
     "let all classes count alike: by weights in the loss, or by drawing rare ones more often"
     monitor: Literal["accuracy", "balanced", "loss"] = "accuracy"
     "what on valid chooses the epoch; balanced: the mean accuracy of the classes"
-    epochs: int | Literal["auto"] = 100
-    "passes over the training images; auto: fewer for many images"
+    epochs: int = 100
+    "passes over the training images"
     sync_bn: bool = False
     "statistics of BatchNorm over all processes of torchrun, on GPUs"
     bs: int | Literal["auto"] = "auto"
@@ -166,7 +167,7 @@ class TrainConfig:
         rules = (
             ("valid_pct", 0 <= self.valid_pct <= 0.5, "between 0 and 0.5"),
             ("sz", 8 <= self.sz <= 512, "between 8 and 512 pixels"),
-            ("epochs", self.epochs == "auto" or self.epochs >= 1, "at least 1, or auto"),
+            ("epochs", self.epochs >= 1, "at least 1"),
             ("freeze", self.freeze >= 0, "0 or more"),
             ("bs", self.bs == "auto" or self.bs >= 2, "at least 2 images, or auto"),
             ("mixup", 0 <= self.mixup < inf, "0 or more"),

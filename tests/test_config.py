@@ -124,7 +124,7 @@ def test_in_python_a_preset_is_that_of_the_command_line(tmp_path):
         ({"opt": "adam"}, "--opt 'adam' does not fit: it should be sgd or muon or adamw."),
         ({"preset": "quick"}, "--preset 'quick' does not fit: it should be standard or "),
         ({"lr": "0.1"}, "--lr '0.1' does not fit: it should be a number or auto or None."),
-        ({"epochs": 3.5}, "--epochs 3.5 does not fit: it should be a whole number or auto."),
+        ({"epochs": 3.5}, "--epochs 3.5 does not fit: it should be a whole number."),
         ({"bs": True}, "--bs True does not fit"),
         ({"wd_norm": "no"}, "--wd-norm 'no' does not fit: it should be True or False."),
         ({"dataset": None}, "--dataset None does not fit"),
@@ -209,7 +209,7 @@ def test_help_shows_the_values_of_a_preset(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--preset", "fast", "--help"])
     out = " ".join(capsys.readouterr().out.split())
-    assert "--epochs INT|auto passes over the training images; auto: fewer" in out and "(default: 13)" in out
+    assert "--epochs INT passes over the training images (default: 13)" in out
     assert "--opt sgd|muon|adamw" in out and "--lr FLOAT|auto" in out
 
 
@@ -228,7 +228,7 @@ def test_a_wrong_flag_is_one_line_in_every_terminal(locale):
     assert (
         done.returncode == 2
         and done.stderr
-        == "sifar: --epochs: 'x' should be a whole number or auto (--help lists all settings)\n"
+        == "sifar: --epochs: 'x' should be a whole number (--help lists all settings)\n"
     )
 
 

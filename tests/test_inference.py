@@ -316,8 +316,10 @@ def test_another_class_has_another_heat_map(predictor, digits):
     assert np.abs(maps[0] - maps[1]).max() > 0.1
 
 
-@pytest.mark.parametrize("arch, there", [("timm:resnet18", True), ("timm:vit_tiny_patch16_224", False)])
-def test_timm_models_are_exported_and_only_those_with_a_grid_of_features_have_a_heat_map(
+@pytest.mark.parametrize(
+    "arch, there", [("resnet18-late", True), ("timm:resnet18", True), ("timm:vit_tiny_patch16_224", False)]
+)
+def test_other_models_are_exported_and_only_those_with_a_grid_of_features_have_a_heat_map(
     tmp_path, digits, arch, there
 ):
     cfg = TrainConfig(dataset="digits", arch=arch)

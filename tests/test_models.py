@@ -18,7 +18,7 @@ def test_parameter_counts():
     assert set(ARCHS) == {*WIDTHS, "sprintnet"}
 
 
-@pytest.mark.parametrize("arch", ["resnet8", "resnet10", "sprintnet"])
+@pytest.mark.parametrize("arch", ["resnet8", "resnet10", "resnet18-late", "sprintnet"])
 @pytest.mark.parametrize("sz", [16, 32, 48])
 def test_any_size_gives_one_row_of_logits_an_image(arch, sz):
     assert get_model(arch, 7)(torch.randn(2, 3, sz, sz)).shape == (2, 7)
@@ -28,6 +28,18 @@ def test_the_stem_keeps_the_full_size():
     model = get_model("resnet10", 10)
     x = model.stem(torch.randn(1, 3, 32, 32))
     assert x.shape == (1, 64, 32, 32) and model.blocks(x).shape == (1, 512, 4, 4)
+
+
+def test_a_late_head_sees_the_quarters_of_the_last_two_stages_of_the_same_model():
+    plain, late = get_model("resnet18", 10).eval(), get_model("resnet18-late", 10).eval()
+    fits = {k: v for k, v in plain.state_dict().items() if not k.startswith("head")}
+    assert set(late.load_state_dict(fits, strict=False).missing_keys) == {"head.2.weight", "head.2.bias"}
+    x = torch.randn(1, 3, 32, 32)
+    features = late.forward_features(x)
+    assert features.shape == (1, 768, 8, 8) and late.num_features == 768
+    assert torch.allclose(features[:, :512, ::2, ::2], plain.forward_features(x), atol=1e-5)
+    turned = features.flip(3)
+    assert not torch.allclose(late.forward_head(turned), late.forward_head(features), atol=1e-3)
 
 
 def test_whitened_patches_vary_alike_in_every_direction():

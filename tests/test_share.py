@@ -404,7 +404,7 @@ def test_a_light_space_with_odd_classes_or_sizes_is_one_line(light, tmp_path, ch
 
 
 @pytest.mark.parametrize(
-    "arch, there", [("resnet8", True), ("sprintnet", True), ("timm:vit_tiny_patch16_224", False)]
+    "arch, there", [("resnet18-late", True), ("sprintnet", True), ("timm:vit_tiny_patch16_224", False)]
 )
 def test_heat_maps_are_in_the_onnx_model_of_a_grid_that_is_pooled(arch, there):
     cfg = TrainConfig(dataset="digits", arch=arch)

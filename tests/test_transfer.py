@@ -24,7 +24,7 @@ def weights(learn):
     return {k: v.clone() for k, v in learn.model.state_dict().items()}
 
 
-ARCHS = "resnet8", "resnet18", "sprintnet", "timm:convnext_atto", "timm:deit_tiny_distilled_patch16_224"
+ARCHS = "resnet8", "resnet18-late", "sprintnet", "timm:convnext_atto", "timm:deit_tiny_distilled_patch16_224"
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -45,7 +45,7 @@ def test_a_learner_starts_from_the_weights_of_a_run_or_of_a_learner_file(exporte
     assert all(torch.equal(now[k], best[k]) for k in best)
 
 
-def test_a_head_for_other_classes_starts_anew_and_is_named(image_folder, exported, tmp_path, caplog):
+def test_a_head_for_other_classes_is_fitted_to_them_and_named(image_folder, exported, tmp_path, caplog):
     run, _ = exported
     cfg = TrainConfig(dataset=str(image_folder), data=str(tmp_path), arch="resnet8", init=str(run))
     with caplog.at_level("INFO"):
@@ -53,6 +53,8 @@ def test_a_head_for_other_classes_starts_anew_and_is_named(image_folder, exporte
     assert "new are head.2.weight, head.2.bias" in caplog.text
     best = torch.load(run / "models" / "best.pth", weights_only=True)
     assert torch.equal(learn.model.stem[0].weight, best["stem.0.weight"])
+    with learn.no_bar():
+        assert learn.validate()[1] == 1, "it tells red from blue before anything is trained"
 
 
 def test_what_cannot_be_started_from_is_one_line(exported, tmp_path):
@@ -123,10 +125,11 @@ def test_a_folder_of_few_pictures_is_fine_tuned_and_its_batches_and_epochs_follo
     run(*here, "--epochs", 1, "--name", "a")
     said = capsys.readouterr().out
     settings = json.loads((tmp_path / "runs" / "pets" / "a" / "config.json").read_text())["settings"]
-    assert [settings[k] for k in ("preset", "init", "freeze", "bs")] == ["finetune", "cifar100", 2, 8]
+    assert [settings[k] for k in ("preset", "init", "bs")] == ["finetune", "cifar100", 16]
+    assert settings["arch"] == "resnet18-late"
     assert "--preset standard starts from nothing" in said and "Starts from cifar100" in said
     assert "--mirror off" in said and "top-5" not in said.split("time\n")[1], "there are two classes"
-    assert "± " in said and "has but" not in said, "--bs auto takes as few as it can"
+    assert "± " in said and "has but" not in said, "it starts from a regression: few steps will do"
     for flags, preset in ("", "finetune"), ("--arch resnet8", "standard"), ("--preset fast", "fast"):
         flags = flags.split()
         assert parse_args([str(o) for o in (*here, *flags)]).preset == preset
@@ -142,9 +145,8 @@ def test_architecture_follows_from_the_weights_unless_it_is_given(exported):
 def test_an_epoch_has_twenty_steps_where_there_are_images_enough(n, bs):
     rows = np.arange(n)
     data = ImageData(np.zeros((n, 8, 8, 3), np.uint8), rows % 2, ["a", "b"], rows, rows[:0], rows[:0])
-    cfg = settled(TrainConfig(epochs="auto"), data)
-    assert cfg.bs == bs and 12 <= cfg.epochs <= 30
-    assert settled(TrainConfig(bs=64, epochs=3), data).bs == 64
+    assert settled(TrainConfig(), data).bs == bs
+    assert settled(TrainConfig(bs=64), data).bs == 64
 
 
 @pytest.mark.parametrize("augment, aug", [("item", "light"), ("batch", "light"), ("batch", "weak")])
@@ -278,7 +280,7 @@ def test_weights_that_cannot_be_had_are_named_before_a_picture_is_read(image_fol
 
 def test_a_run_that_trains_the_head_alone_says_so(image_folder, exported, tmp_path, capsys):
     here = "--dataset", image_folder, "--data", tmp_path, "--runs", tmp_path / "runs", "--init", exported[0]
-    run(*here, "--epochs", 1)
+    run(*here, "--epochs", 1, "--freeze", 2)
     said = capsys.readouterr().out
     assert "the head alone is trained, as --freeze 2 leaves nothing of 1 epoch\n" in said
     assert " 1 epoch in 0:0" in said

@@ -234,14 +234,11 @@ def get_dls(cfg):
 
 
 def settled(cfg, data):
-    """`cfg` with numbers where it says auto, which follow from the training images of `data`.
+    """`cfg` with a batch size where it says auto, which follows from the training images of `data`.
 
-    A batch is a power of two from 8 to 128, and where there are images enough an epoch has 20 of them.
-    On two cores 200 images of 32 pixels take some two minutes."""
-    n, bs, epochs = len(data.train), cfg.bs, cfg.epochs
-    if bs == "auto": bs = min(128, max(8, 2 ** int(math.log2(max(n, 20) / 20))))
-    if epochs == "auto": epochs = round(min(30, max(12, 30 * (500 / n) ** 0.25)))
-    return replace(cfg, bs=bs, epochs=epochs)
+    It is a power of two from 8 to 128, and where there are images enough an epoch has 20 batches."""
+    if cfg.bs != "auto": return cfg
+    return replace(cfg, bs=min(128, max(8, 2 ** int(math.log2(max(len(data.train), 20) / 20)))))
 
 
 def stand_in_dls(cfg, about):

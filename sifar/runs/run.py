@@ -286,7 +286,7 @@ def check_resumable(old, new):
     # a folder may have been moved, with its table: what is in it is compared later
     moved = ("dataset", "labels") if is_own(old.dataset) and is_own(new.dataset) else ()
     changed = [k for k in now if k not in (*FREE_ON_RESUME, *moved) and now[k] != before[k]]
-    if changed == ["epochs"] and new.epochs != "auto" and new.epochs > old.epochs: return
+    if changed == ["epochs"] and new.epochs > old.epochs: return
     if changed:
         listed = ", ".join(f"{flag(k)} {now[k]} (was {before[k]})" for k in changed)
         raise UserError(f"Cannot resume {new.resume} with other settings: {listed}. "
@@ -440,7 +440,7 @@ def describe_run(run, cfg, learn, args):
 def say_choices(cfg, dls):
     "Log what follows from few images, and what one may want otherwise for a folder."
     steps, left = len(dls.train), dls.train.n - len(dls.train) * dls.train.bs
-    if steps < 10 and cfg.bs > 8 and not cfg.dry_run:
+    if steps < 10 and cfg.bs > 16 and not cfg.dry_run:
         log.info("Careful: an epoch has but %s: a smaller --bs learns more in each", counted(steps, "step"))
     if left: log.info("Left out of each epoch, as they fill no batch: %s, others each time",
                       counted(left, "image"))

@@ -57,7 +57,7 @@ def get_learner(dls, cfg, path=".", start=True):
     prepare(device)
     set_seed(cfg.seed)              # the weights follow from it
     model = make_model(dls, cfg).to(device)
-    if cfg.init and start: start_from(model, cfg)
+    if cfg.init and start: start_from(model, cfg, dls)
     if cfg.sync_bn and world() > 1: model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     dls.to(device)
     dtype = pick_precision(cfg.precision, device)

@@ -11,10 +11,12 @@ from torch import nn
 from ..config import ARCHS, nearest
 from ..errors import UserError, one_line
 
-WIDTHS = {                              # channels of each stage, blocks of each stage
+# channels of each stage, blocks of each stage, whether the head is late
+WIDTHS: dict[str, tuple] = {
     "resnet8": ((16, 32, 64), (1, 1, 1)),
     "resnet10": ((64, 128, 256, 512), (1, 1, 1, 1)),
     "resnet18": ((64, 128, 256, 512), (2, 2, 2, 2)),
+    "resnet18-late": ((64, 128, 256, 512), (2, 2, 2, 2), True),
     "resnet34": ((64, 128, 256, 512), (3, 4, 6, 3)),
 }
 
@@ -48,9 +50,11 @@ class ResNet(nn.Module):
     """A ResNet of basic blocks with a 3x3 stem and no max-pool: (n,3,h,w) -> (n,n_out).
 
     At 32x32 pixels the stages work at 32, 16, 8 and 4. https://arxiv.org/abs/1512.03385
-    zero_init: each block starts as its shortcut. https://arxiv.org/abs/1706.02677"""
+    zero_init: each block starts as its shortcut. https://arxiv.org/abs/1706.02677
+    late: the head sees the quarters of what the last two stages make, not the mean of the last alone: of a
+    model that has learned other classes, more is of use there."""
 
-    def __init__(self, widths, depths, n_out, zero_init=True):
+    def __init__(self, widths, depths, late=False, *, n_out, zero_init=True):
         super().__init__()
         ni = widths[0]
         self.stem = nn.Sequential(conv3x3(3, ni), nn.BatchNorm2d(ni), nn.ReLU(inplace=True))
@@ -61,8 +65,11 @@ class ResNet(nn.Module):
                 blocks.append(BasicBlock(ni, nf, stride))
                 self.stage_of.append(stage)
                 ni = nf
-        self.blocks, self.num_features = nn.Sequential(*blocks), ni
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ni, n_out))
+        self.blocks, self.last = nn.Sequential(*blocks), len(blocks) - depths[-1] if late else None
+        self.num_features, side = ni, 1
+        if late: self.num_features, side = ni + widths[-2], 2
+        linear = nn.Linear(self.num_features * side**2, n_out)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten(), linear)
         self.init_weights(zero_init)
 
     def init_weights(self, zero_init):
@@ -73,9 +80,14 @@ class ResNet(nn.Module):
                 nn.init.zeros_(m.bn2.weight)        # the scale of what is added to the shortcut
 
     # these four as in timm's models
-    # (n,3,h,w) -> (n,num_features,h/8,w/8) of 4 stages
-    def forward_features(self, x): return self.blocks(self.stem(x))
-    def forward_head(self, x): return self.head(x)                      # -> (n,n_out)
+    def forward_features(self, x):
+        "(n,3,h,w) -> (n,num_features,h/8,w/8) of 4 stages; h/4 and w/4 where the head sees the last two."
+        if self.last is None: return self.blocks(self.stem(x))
+        x = self.blocks[:self.last](self.stem(x))
+        return torch.cat((F.interpolate(self.blocks[self.last:](x), x.shape[2:]), x), 1)
+
+    # -> (n,n_out); of the quarters of two stages the squares sum up to some nine times as much as of one mean
+    def forward_head(self, x): return self.head(x if self.last is None else x / 3)
     def get_classifier(self): return self.head[-1]
 
     def group_matcher(self, coarse=False):
@@ -176,7 +188,7 @@ def get_model(arch, n_out, sizes=(32,), zero_init=True):
             least = "takes images of 16 pixels or more"
             raise UserError(f"--arch sprintnet {least}, not {min(sizes)}: choose another --arch.")
         return SprintNet(n_out)
-    return ResNet(*WIDTHS[arch], n_out, zero_init)
+    return ResNet(*WIDTHS[arch], n_out=n_out, zero_init=zero_init)
 
 
 def check_arch(arch):

@@ -1,6 +1,12 @@
 """A model that starts from the weights of another, which learned on other images."""
 from pathlib import Path
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..distributed import from_first
 from ..errors import UserError, one_line
 from ..files import ROOT
 from ..log import log
@@ -11,16 +17,75 @@ from .recipe import load_learner
 SHIPPED = ROOT / "results" / "cifar100-resnet18"
 # in this order: a run's weights chosen on valid, those of an archived one, its last, what was exported of it
 FILES = "models/best.pth", "model.safetensors", "models/last.pth", "learner.pkl"
+MOST = 2000                     # training images that a new head is fitted to
+PENALTY = 1000                  # of its weights: half of it times their squares counts as so many losses
 
 
-def start_from(model, cfg):
-    """Fill `model` with the weights of cfg.init; what does not fit stays as it is, and is named in the log.
+def start_from(model, cfg, dls):
+    """Fill `model` with the weights of cfg.init; what does not fit is new, and is named in the log.
 
+    A new linear head is fitted to the training images of `dls`, the other layers stay as they are.
     Errors: UserError where they cannot be read, or are of another architecture."""
     own, fit = model.state_dict(), fitting_weights(model, cfg)
     new = [k for k in own if k not in fit]
     model.load_state_dict({**own, **fit})
     log.info("Starts from %s; new are %s", Path(cfg.init).name, ", ".join(new) or "no layers")
+    head = model.get_classifier()
+    if isinstance(head, nn.Linear) and head.bias is not None and own_name(model, head) in new:
+        fit_head(model, head, dls)
+
+
+def own_name(model, head):
+    "The name of the weights of a linear layer in the state of `model`."
+    return next(f"{name}.weight" for name, m in model.named_modules() if m is head)
+
+
+def fit_head(model, head, dls):
+    """Fit the linear layer `head` of `model` to what it gets of training images, by logistic regression.
+
+    The gradients of a random one would spoil the features that are there. https://arxiv.org/abs/2202.10054"""
+    data = dls.data
+    rows = data.train[np.linspace(0, len(data.train) - 1, min(len(data.train), MOST)).astype(int)]
+    x, y = inputs_of(head, model, data.images[rows], dls.stats), torch.from_numpy(data.labels[rows])
+    mean, std = x.mean(0), x.std(0) + 1e-3
+    weight, bias = regression((x - mean) / std, y, head.out_features)
+    weight = weight / std
+    bias = bias - weight @ mean
+    weight, bias = from_first((weight, bias))           # of processes that share a training
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+
+
+@torch.no_grad()
+def inputs_of(head, model, images, stats):
+    "What the layer `head` of `model` gets of images (n,sz,sz,3) uint8: (n,f)."
+    device, seen = head.weight.device, []
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in stats)
+    hook = head.register_forward_pre_hook(lambda head, args: seen.append(args[0].float().cpu()))
+    training = model.training
+    model.eval()
+    for part in torch.from_numpy(images).split(64):
+        x = part.to(device).permute(0, 3, 1, 2) / 255                           # (64,3,sz,sz)
+        model((x - mean) / std)
+    model.train(training)
+    hook.remove()
+    return torch.cat(seen)
+
+
+def regression(x, y, n_out):
+    "Weights (n_out,f) and biases (n_out,) of a logistic regression of labels y (n,) on x (n,f).."
+    weight = torch.zeros(n_out, x.shape[1], requires_grad=True)
+    bias = torch.zeros(n_out, requires_grad=True)
+    opt = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss():
+        opt.zero_grad()
+        loss = F.cross_entropy(x @ weight.T + bias, y, reduction="sum") + PENALTY / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+    opt.step(loss)
+    return weight.detach(), bias.detach()
 
 
 def fitting_weights(model, cfg):
