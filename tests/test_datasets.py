@@ -83,6 +83,15 @@ def test_a_wrong_batch_file_is_named_with_what_is_wrong(tmp_path, tiny_cifar, co
     assert str(folder / "train") in e.value.text
 
 
+def test_a_batch_file_that_is_cut_off_anywhere_is_named(tmp_path, tiny_cifar):
+    folder = write_cifar(tmp_path, "cifar100")
+    content = py2_dumps({b"a": 70_000, b"b": [300, 70_000], b"c": b"text", **cifar_batch(4, 100)})
+    for size in (*range(0, 90), *range(len(content) - 60, len(content))):
+        (folder / "train").write_bytes(content[:size])
+        with pytest.raises(UserError, match="train cannot be read"):
+            load(data=str(tmp_path))
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_a_hostile_batch_file_runs_nothing(tmp_path, tiny_cifar, protocol, monkeypatch):
     monkeypatch.setenv("SIFAR_TEST_TRAP", str(tmp_path / "sprung"))

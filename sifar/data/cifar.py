@@ -2,6 +2,7 @@
 import io
 import pickle
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,7 @@ class ArraysOnly(pickle._Unpickler):
 
 # What the unpickler and Part raise for damaged files; no other code of ours runs where it is caught.
 DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError,
-          OverflowError, MemoryError, RecursionError, ImportError)
+          OverflowError, MemoryError, RecursionError, ImportError, struct.error)
 
 
 def read_pickle(path):
