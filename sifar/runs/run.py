@@ -440,7 +440,7 @@ def describe_run(run, cfg, learn, args):
 def say_choices(cfg, dls):
     "Log what follows from few images, and what one may want otherwise for a folder."
     steps, left = len(dls.train), dls.train.n - len(dls.train) * dls.train.bs
-    if steps < 10 and cfg.bs > 16 and not cfg.dry_run:
+    if steps < 10 and cfg.bs > 8 and not cfg.init and not cfg.dry_run:
         log.info("Careful: an epoch has but %s: a smaller --bs learns more in each", counted(steps, "step"))
     if left: log.info("Left out of each epoch, as they fill no batch: %s, others each time",
                       counted(left, "image"))
