@@ -10,13 +10,15 @@ import pytest
 from conftest import on_pictures
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from sklearn.kernel_ridge import KernelRidge
 
 import train
 from sifar import TrainConfig
 from sifar.data import twins
 from sifar.data.datasets import load_data
+from sifar.log import counted
 from sifar.runs import check, report
-from sifar.runs.doubts import doubted, standard, unlike
+from sifar.runs.doubts import RIDGE, WIDTH, by_all_others, doubted, standard, unlike
 
 
 def tiles(n, side=64):
@@ -232,7 +234,7 @@ def test_swapped_labels_are_doubted_and_few_others():
 def test_swapped_labels_are_told_by_the_features_of_other_images():
     rng = np.random.default_rng(0)
     true = rng.integers(0, 3, 600)
-    features = standard(np.eye(8)[true] + rng.normal(0, 0.2, (600, 8)))
+    features = standard(np.eye(8)[true] + rng.normal(0, 0.15, (600, 8)))
     labels, swapped = true.copy(), rng.choice(600, 30, replace=False)
     labels[swapped] = (true[swapped] + 1) % 3
     doubt, new, _ = unlike(features, labels)
@@ -240,14 +242,23 @@ def test_swapped_labels_are_told_by_the_features_of_other_images():
     assert (new[swapped] == true[swapped]).mean() >= 0.9
 
 
+def test_an_image_is_judged_as_if_only_all_others_were_known():
+    rng = np.random.default_rng(0)
+    x, labels = standard(rng.normal(0, 1, (40, 8))), rng.integers(0, 3, 40)
+    of_class = np.eye(3, dtype=np.float32)[labels]
+    scores, others = by_all_others(x, of_class), np.arange(40) != 7
+    model = KernelRidge(alpha=RIDGE, kernel="rbf", gamma=WIDTH).fit(x[others], of_class[others])
+    assert scores[7] == pytest.approx(model.predict(x[7:8])[0], abs=1e-4)
+
+
 def test_a_model_of_other_classes_judges_by_what_it_sees(exported, pets, tmp_path, capsys):
-    moved = pets / "train" / "dog" / "moved.png"
-    Image.open(pets / "train" / "cat" / "05.png").rotate(90).save(moved)
+    for i in ("05", "06", "07"):
+        Image.open(pets / "train" / "cat" / f"{i}.png").rotate(2).save(pets / "train" / "dog" / f"{i}.png")
     run(pets, "--model", exported[0])
     path = tmp_path / "runs" / "pets" / "check" / "check.csv"
     doubts = [o for o in rows_of(path) if o["finding"] == "doubted label"]
     assert doubts and all({o["class"], o["new_class"]} == {"cat", "dog"} for o in doubts)
-    assert f"doubted label: {len(doubts)} images" in capsys.readouterr().out
+    assert f"doubted label: {counted(len(doubts), 'image')}" in capsys.readouterr().out
 
 
 def test_a_model_of_the_same_classes_judges_what_it_has_not_learned(exported, tmp_path, monkeypatch):

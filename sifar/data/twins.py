@@ -24,7 +24,7 @@ WINDOW = 26                     # pixels of the middle of one image that are loo
 SCALES = 0.95, 0.9              # how much smaller one image may show what both do
 PERHAPS = 0.5                   # correlation of the edges from which on other scales are tried
 QUICK = 10**8                   # pairs of images that are searched in some 4 s
-NEAR = 0.88                     # the one of twins: measured by bench/twins.py
+NEAR = 0.88                     # the one of twins: measured by bench/planted.py
 
 
 def exact_twins(images):
