@@ -661,7 +661,7 @@ sys.ps1 = ">>> "                # an interactive session, in which launch() does
 _, model, picture, *ports = sys.argv
 for port in ports: app.main(["--model", model, "--port", port])
 for port in ports:
-    client = connect(f"http://127.0.0.1:{port}")
+    client = Client(f"http://127.0.0.1:{port}", verbose=False)
     print(client.predict(handle_file(picture), api_name="/predict")["label"])
 print(*Path(os.environ["GRADIO_TEMP_DIR"]).parent.glob("sifar-*"))
 """

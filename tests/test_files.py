@@ -125,7 +125,7 @@ import os, signal, sys, time
 from pathlib import Path
 from sifar.runs.run import locked
 with locked(Path(sys.argv[1])):
-    if worker := os.fork(): print(worker, flush=True), os.kill(os.getpid(), signal.SIGKILL)
+    if not os.fork(): print(os.getpid(), flush=True), os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(600)
 """
 
