@@ -61,31 +61,19 @@ def linear(cfg, data):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    x, x_test = (features(cfg, data, rows) for rows in (data.train, data.test))
+    from sifar.data.loaders import make_dls
+    from sifar.training.learner import get_learner
+    from sifar.training.transfer import inputs_of
+
+    dls = make_dls(cfg, data, data.stats())
+    net = get_learner(dls, cfg).model
+    x, x_test = (inputs_of(net.get_classifier(), net, data.images[rows], dls.stats).numpy()
+                 for rows in (data.train, data.test))
     # the strength of its regularisation by three-fold validation among the labels
     head = LogisticRegressionCV(Cs=np.logspace(-5, 0, 6), cv=3, max_iter=500, scoring="accuracy")
     model = make_pipeline(StandardScaler(), head)
     model.fit(x, data.labels[data.train])
     return 100 * model.score(x_test, data.labels[data.test])
-
-
-def features(cfg, data, rows):
-    "What the head of the model that `cfg` starts from gets of the images `rows`: (n,f)."
-    import torch
-
-    from sifar.data.loaders import make_dls
-    from sifar.training.learner import get_learner
-
-    dls = make_dls(cfg, data, data.stats())
-    learn = get_learner(dls, cfg)
-    model, found = learn.model.eval(), []
-    model.head[-1] = torch.nn.Identity()
-    mean, std = (torch.tensor(v, device=dls.device).view(3, 1, 1) for v in dls.stats)
-    with torch.inference_mode():
-        for part in np.array_split(rows, max(1, len(rows) // 500)):
-            x = torch.from_numpy(data.images[part]).to(dls.device).permute(0, 3, 1, 2) / 255
-            found.append(model((x - mean) / std).float().cpu())
-    return torch.cat(found).numpy()
 
 
 def measure(recipe, labels, number, split, args, data):

@@ -74,7 +74,7 @@ def inputs_of(head, model, images, stats):
 
 
 def regression(x, y, n_out):
-    "Weights (n_out,f) and biases (n_out,) of a logistic regression of labels y (n,) on x (n,f).."
+    "Weights (n_out,f) and biases (n_out,) of a logistic regression of labels y (n,) on x (n,f)."
     weight = torch.zeros(n_out, x.shape[1], requires_grad=True)
     bias = torch.zeros(n_out, requires_grad=True)
     opt = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
