@@ -113,7 +113,7 @@ def check_best(run, state):
     """Refuse a run whose models/last.pth says that weights were chosen on valid, if it has none, or others.
 
     Returns their SHA-256, None where there are none."""
-    if not state["epoch"] or state["best"] is None: return None
+    if not state.get("epoch") or state["best"] is None: return None
     best = last_checkpoint(run).with_name("best.pth")
     if not best.exists():
         raise UserError(f"{best} is missing: the weights that were chosen on valid are lost.")
@@ -159,14 +159,14 @@ def load_chosen(learn):
     """`learn` with the weights that metrics.json is about: chosen on valid, or else the last.
 
     Errors: UserError."""
-    models = learn.path / "models"
-    check_described(Run(learn.path), state_if_any(learn.path))
+    models, state = learn.path / "models", state_if_any(learn.path)
+    check_described(Run(learn.path), state)
     archive = learn.path / "model.safetensors"              # what an archived run has instead of models/
     if (models / "best.pth").exists():
         load_weights(learn, "best")
-        check_best(learn.path, state_if_any(learn.path))
+        check_best(learn.path, state)
     elif not models.exists() and archive.exists(): load_safetensors(learn.model, archive)
-    else: load_last(learn, check_best)
+    else: load_last(learn, check_best, state)
     return learn
 
 
@@ -181,9 +181,9 @@ def check_described(run, state):
 
 
 def state_if_any(run):
-    "As last_state, of a run that has trained nothing where that cannot be read."
+    "As last_state, but empty where that cannot be read."
     try: return last_state(run)
-    except UserError: return {"epoch": 0}
+    except UserError: return {}
 
 
 def load_safetensors(model, path):
@@ -196,9 +196,11 @@ def load_safetensors(model, path):
         raise UserError(f"{path} is damaged ({one_line(e)}).") from e
 
 
-def load_last(learn, check=noop):
-    "`learn` with the last weights, after `check(run, state)`. Errors: UserError."
-    state = last_state(learn.path)
+def load_last(learn, check=noop, state=None):
+    """`learn` with the last weights, after `check(run, state)`. Errors: UserError.
+
+    state: what models/last.pth says, where it has been read."""
+    state = state or last_state(learn.path)
     check(learn.path, state)
     average = state.get("ema")              # counts instead of the weights themselves
     fill(learn.model, average["model"] if average else state["model"], learn.path)

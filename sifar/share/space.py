@@ -7,7 +7,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from ..errors import UserError, visible
+from ..errors import UserError, need, visible
 from ..files import PACKAGE, ROOT, read_about, write_file
 from ..log import log
 
@@ -29,6 +29,7 @@ def write_space(run, folder, light=False):
     Errors: UserError where something else is in it."""
     run, folder = Path(run), check_folder(folder)
     about = read_about(run / "model.json")
+    need(about, f"{run} has no model.json: make it with python export.py {run}.")
     folder.mkdir(parents=True, exist_ok=True)
     # first, as it says that the folder is ours, should the rest break off
     write_file(folder / "README.md", model_card(about, light))
