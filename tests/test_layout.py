@@ -433,10 +433,20 @@ def test_trainings_of_several_seeds_say_once_what_they_share(tmp_path, capsys):
     assert out.count("1 epoch of 2 x 8 images") == 1
 
 
-def test_a_class_among_many_that_is_called_train_is_refused_in_a_short_line(tmp_path):
-    text = refusal(make(tmp_path / "things", "train", *(f"class{i}" for i in range(99))), tmp_path)
-    assert "class0/, class1/, class10/" in text and "rename a class that is called train" in text
-    assert len(text) < 400
+def test_a_class_beside_others_may_be_called_train(tmp_path):
+    names = "bus", "car", "train"
+    assert load(make(tmp_path / "flat", *names), tmp_path).vocab == [*names]
+    folders = [f"{split}/{name}" for split in ("train", "test") for name in names]
+    data = load(make(tmp_path / "split", *folders), tmp_path)
+    assert data.vocab == [*names] and sizes(data)[2] == 12
+    # one folder of loose pictures beside it is no second class
+    assert "rename a class that is called train" in refusal(make(tmp_path / "loose", "train", "more"), tmp_path)
+
+
+def test_many_classes_beside_train_are_refused_in_a_short_line(tmp_path):
+    folders = "train/cat", "train/dog", *(f"class{i}" for i in range(99))
+    text = refusal(make(tmp_path / "things", *folders), tmp_path)
+    assert "class0/, class1/, class10/" in text and len(text) < 400
 
 
 def test_a_file_that_is_no_archive_is_not_said_to_be_missing(tmp_path):

@@ -119,13 +119,15 @@ def split_of(name):
 def splits(folder):
     """The folders of splits in `folder` as a list of (split, Folder); none where there are only others.
 
-    seg_train/ and seg_test/ are splits, as what is left of both names is the same; steam_train/ is a class.
-    Errors: UserError where they are unclear."""
+    seg_train/ and seg_test/ are splits, as what is left of both names is the same; steam_train/ is a class,
+    and so is train/ that holds pictures itself, as those beside it do. Errors: UserError where they are
+    unclear."""
     named = [(*split_of(part.name), part) for part in folder.parts()]
     found = [(split, rest, part) for split, rest, part in named if split]
     others = [part for split, _, part in named if not split]
     rests = Counter(rest for _, rest in {(split, rest) for split, rest, _ in found})
     if not found or max(rests.values()) == 1 and "" not in rests and (others or len(found) > 1): return []
+    if [split for split, *_ in found] == ["train"] and len(others) > 1 and are_flat(folder.parts()): return []
     counts = Counter(split for split, *_ in found)
     mend, have = renaming(found, len(rests)), named_folders([part for *_, part in found])
     if counts["train"] != 1 or len(counts) < len(found) or len(rests) > 1:
@@ -138,6 +140,9 @@ def splits(folder):
             f"{folder.path} has {beside} beside {have}: only train/, valid/ and test/ are read "
             f"there. Move {beside} away{rename}.")
     return [(split, part) for split, _, part in found]
+
+
+def are_flat(folders): return all(o.files and not o.parts() for o in folders)
 
 
 def named_folders(folders, most=5):
