@@ -440,7 +440,8 @@ def test_a_class_beside_others_may_be_called_train(tmp_path):
     data = load(make(tmp_path / "split", *folders), tmp_path)
     assert data.vocab == [*names] and sizes(data)[2] == 12
     # one folder of loose pictures beside it is no second class
-    assert "rename a class that is called train" in refusal(make(tmp_path / "loose", "train", "more"), tmp_path)
+    text = refusal(make(tmp_path / "loose", "train", "more"), tmp_path)
+    assert "rename a class that is called train" in text
 
 
 def test_many_classes_beside_train_are_refused_in_a_short_line(tmp_path):
