@@ -2,6 +2,7 @@
 import os
 import sys
 from contextlib import contextmanager
+from datetime import timedelta
 
 # what gloo and NCCL say in the processes that are left
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused",
@@ -63,6 +64,20 @@ def lost(e):
 
 
 def say(text):
-    "A line on stderr; of several processes the first says it, and another what only it can know."
+    "A line on stderr; what several processes have to say alike, one of them says."
     who = f" (process {rank()} of {world()})" if world() > 1 else ""
-    print(f"sifar{who}: {text}", file=sys.stderr)
+    mine = True                 # where a signal comes in between, rather twice than never
+    try: mine = is_new(text)
+    finally:
+        if mine: print(f"sifar{who}: {text}", file=sys.stderr)
+
+
+def is_new(text):
+    "Whether no other process has asked this for `text`, as far as the store of torchrun knows."
+    if world() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True": return True
+    from torch.distributed import TCPStore
+    server, attempt = os.environ["MASTER_ADDR"], os.environ["TORCHELASTIC_RESTART_COUNT"]
+    try:
+        store = TCPStore(server, int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=5))
+        return store.add(f"sifar/{attempt}/{text}", 1) == 1
+    except RuntimeError: return True        # torchrun is gone

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import DIGITS
+from filelock import FileLock
 from PIL import Image
 
 import train
@@ -147,6 +148,11 @@ def test_batches_that_cannot_be_shared_out_are_one_line(monkeypatch):
         check_divides(TrainConfig(bs=132, mixup=0.2))
 
 
+def test_what_all_processes_have_to_say_is_said_once():
+    done = subprocess.run(torchrun("train.py", "--bs", "abc", n=3), capture_output=True, text=True)
+    assert done.returncode and done.stderr.count("--bs: 'abc' should be a whole number or auto") == 1
+
+
 def test_each_of_many_processes_has_images_of_a_small_set(monkeypatch):
     data = load_data(TrainConfig(dataset="digits"))
     data = replace(data, train=data.train[:160])
@@ -187,19 +193,23 @@ def test_files_of_which_none_is_an_image_are_one_line_of_all_processes(exported,
     assert "None of the 1 files could be read" in done.stderr and not (tmp_path / "a.csv").exists()
 
 
+def started(folder):
+    "A run of two processes with an epoch behind it: its folder, torchrun, and the ids of the two."
+    args = *SMALL, "--epochs", "8", "--runs", folder, "--name", "a"
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(torchrun("train.py", *args), stdout=log, stderr=log)
+    while not (folder / "digits" / "a" / "history.csv").exists():
+        assert process.poll() is None, (folder / "log").read_text()
+        time.sleep(0.1)
+    ranks = subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()
+    return folder / "digits" / "a", process, list(map(int, ranks))
+
+
 @pytest.mark.slow
 def test_a_run_of_two_processes_is_kept_by_one_survives_a_kill_and_goes_on_alone(tmp_path):
-    run = tmp_path / "digits" / "a"
-    args = *SMALL, "--epochs", "8", "--runs", tmp_path, "--name", "a"
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(torchrun("train.py", *args), stdout=log, stderr=log)
-    while not (run / "history.csv").exists():
-        assert process.poll() is None, (tmp_path / "log").read_text()
-        time.sleep(0.1)
-    second = subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()[-1]
-    os.kill(int(second), signal.SIGKILL)
-    killed = time.monotonic()
-    assert process.wait(timeout=60) and time.monotonic() - killed < 40
+    run, process, ranks = started(tmp_path)
+    os.kill(ranks[-1], signal.SIGKILL)
+    assert process.wait(timeout=40)
     said = (tmp_path / "log").read_text()
     assert said.count("Another process ended") == 1, said
     assert f"--resume {run}" in said and "Traceback" not in said.partition("Another process ended")[0]
@@ -209,6 +219,16 @@ def test_a_run_of_two_processes_is_kept_by_one_survives_a_kill_and_goes_on_alone
         for row in csv.DictReader(f):           # 20 batches, and the time of validation besides
             assert float(row["images_per_second"]) * float(row["seconds"]) >= 20 * 64
     assert json.loads((run / "metrics.json").read_text())["epochs"] == 8
+
+
+@pytest.mark.slow
+def test_processes_whose_torchrun_is_killed_end_too(tmp_path):
+    run, process, ranks = started(tmp_path)
+    process.kill()
+    process.wait()
+    with FileLock(run / ".lock", timeout=60):           # that of the training
+        assert f"--resume {run}" in (tmp_path / "log").read_text()
+    assert 0 < last_state(run)["epoch"] < 8
 
 
 @pytest.mark.gpu

@@ -1,11 +1,13 @@
 """How the processes of one training join, and what they tell each other: gradients, figures, weights."""
 import os
+import signal
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from fastai.learner import Callback
+from torch import multiprocessing
 
 from ..distributed import launched, world
 from ..errors import UserError
@@ -20,6 +22,8 @@ def joined(name):
     if not launched():
         yield
         return
+    # on Linux: where torchrun is killed, its processes end too
+    multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)     # type: ignore[attr-defined]
     device = pick_device(name)
     if device.type == "cuda": torch.cuda.set_device(device.index or 0)  # one process has no number
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10))
