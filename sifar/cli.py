@@ -101,6 +101,10 @@ class Parser(argparse.ArgumentParser):
         if rest: self.error(f"Nothing is expected here: {' '.join(rest)}")
         return given
 
+    def print_help(self, file=None):
+        # argparse's own passes over a disk that is full
+        with suppress(BrokenPipeError): print(self.format_help(), end="", file=file, flush=True)
+
     def error(self, message):
         raise UserError(f"{message.removeprefix('argument ')} (--help lists all settings)")
 

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import os
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -65,6 +66,18 @@ def test_a_server_without_ranges_sends_the_whole_file_again(mirrors, tmp_path):
     mirrors((None, "no ranges"), (None, "good"))
     (tmp_path / "x.tar.gz.part").write_bytes(b"z" * 100)
     assert len(load(tmp_path).images) == 600
+
+
+def test_what_lies_in_the_place_of_a_broken_off_download_is_not_followed(mirrors, tmp_path):
+    mirrors((None, "good"), (None, "good"))
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    for name in "link", "pipe":
+        (tmp_path / name).mkdir()
+    (tmp_path / "link" / "x.tar.gz.part").symlink_to(mine)
+    os.mkfifo(tmp_path / "pipe" / "x.tar.gz.part")
+    assert len(load(tmp_path / "link").images) == len(load(tmp_path / "pipe").images) == 600
+    assert mine.read_text() == "mine"
 
 
 def test_wrong_bytes_are_never_taken_for_data(mirrors, tmp_path):

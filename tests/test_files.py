@@ -315,6 +315,12 @@ def test_lines_that_a_full_disk_does_not_take_are_told_at_the_end(monkeypatch, c
     assert done and "Not all lines could be shown ([Errno 28] No space left" in capsys.readouterr().err
 
 
+def test_help_that_a_full_disk_does_not_take_is_an_error():
+    line = ["sh", "-c", '"$0" "$1" --help > /dev/full', COLD, str(ROOT / "train.py")]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("sifar: No space left on device")
+
+
 @pytest.mark.parametrize("read", [read_rows, read_fixes])
 def test_what_is_no_table_is_not_waited_for_and_not_read_whole(tmp_path, read):
     os.mkfifo(tmp_path / "pipe.csv")

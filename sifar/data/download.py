@@ -85,6 +85,8 @@ def md5(path):
 def download(archive, path):
     "Download `archive` to `path` from the first mirror that has it whole; a broken-off download is resumed."
     part = path.with_name(f"{path.name}.part")
+    # a link that lies there is not followed, and no pipe is waited for
+    if part.is_symlink() or part.is_fifo(): part.unlink()
     failures = []
     for url in archive.urls:
         resumed = True
