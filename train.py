@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from sifar.cli import one_line_errors, parse_args, without_flags
+from sifar.cli import one_line_errors, without_flags
 from sifar.errors import name_batch_size
 from sifar.log import command, log, log_to_screen, progress, quiet_imports, say_once
 
@@ -47,6 +47,7 @@ def main(args=None):
     with one_line_errors():
         quiet_imports()
         log_to_screen()
+        from sifar.runs.arguments import parse_args
         cfg = parse_args(args)
         from sifar.training.ranks import joined
         with joined(cfg.device): do(cfg, sys.argv[1:] if args is None else args)

@@ -13,8 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from sifar.cli import one_line_errors, parse_args
+from sifar.cli import one_line_errors
 from sifar.log import log, log_to_screen, quiet_imports
+from sifar.runs.arguments import parse_args
 
 COLUMNS = "flags", "seed", "top1", "top5", "loss", "train_loss", "seconds", "images_per_second"
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from bench.sweep import append_row, read_rows
-from sifar.cli import one_line_errors, parse_args
+from sifar.cli import one_line_errors
 from sifar.log import log, log_to_screen, quiet_imports
+from sifar.runs.arguments import parse_args
 
 COLUMNS = "recipe", "labels", "draw", "split", "top1", "minutes", "device"
 HELD = 5000         # training images to choose on
@@ -39,11 +40,10 @@ def draw(data, labels, number, split):
 
 def train(cfg, data):
     "Top-1 in percent on data.test of the last epoch of a training by `cfg`."
-    from sifar.data.loaders import make_dls, settled
+    from sifar.data.loaders import make_dls
     from sifar.training.callbacks import SeedEpochs, StopOnNaN
     from sifar.training.learner import get_learner
 
-    cfg = settled(cfg, data)
     dls = make_dls(cfg, data, data.stats())
     with tempfile.TemporaryDirectory() as path:
         learn = get_learner(dls, cfg, path=Path(path))

@@ -1,34 +1,16 @@
 """Command lines: one parser for all of them, and what a user can cause ends in one line."""
 import argparse
-import ast
-import inspect
 import os
 import re
 import shlex
 import signal
 import sys
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from functools import partial
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path, PureWindowsPath
 from traceback import clear_frames
-from types import NoneType
-from typing import get_type_hints
 
-from .config import (
-    DATASETS,
-    INITS,
-    TrainConfig,
-    check_dataset,
-    flag,
-    has_pictures,
-    is_own,
-    known,
-    nearest,
-    options,
-)
+from .config import DATASETS, TrainConfig, flag, nearest
 from .distributed import say
 from .errors import UserError, explain
 from .libraries import check_libraries
@@ -39,50 +21,6 @@ try:
 except ModuleNotFoundError as e:            # rich, which is imported before one_line_errors can listen
     say(explain(e))
     sys.exit(2)
-
-FEW = 500           # training images a class below which a folder is fine-tuned
-
-
-def parse_args(args=None):
-    "The TrainConfig of a command line: a preset or a resumed run, then the flags. Errors: UserError."
-    from .runs.run import check_resumable, read_settings
-
-    first, _ = settings_parser(TrainConfig(), add_help=False).parse_known_args(args)
-    if "resume" in first: old = read_settings(first.resume)
-    else: old = first_settings(first)
-
-    cfg = replace(old, **vars(settings_parser(old).parse_args(args)))
-    check_dataset(cfg.dataset)
-    if cfg.resume: check_resumable(old, cfg)
-    return cfg
-
-
-def first_settings(given):
-    "The TrainConfig that the flags `given` change: that of a preset, with the --arch of --init."
-    cfg = TrainConfig(preset=getattr(given, "preset", None) or usual_preset(given))
-    if "arch" in given or given.__dict__.get("init") in (None, *INITS): return cfg
-    init = Path(given.init)
-    if (init / "config.json").is_file():
-        from .runs.run import read_settings
-        return replace(cfg, arch=read_settings(init).arch)
-    from .training.recipe import load_learner
-    return replace(cfg, arch=load_learner(init).arch) if init.suffix == ".pkl" else cfg
-
-
-def usual_preset(given):
-    "finetune for pictures of one's own with few images a class, else standard."
-    own = is_own(given.__dict__.get("dataset", "cifar100")) and has_pictures(given.dataset)
-    # the weights are those of one architecture
-    fits = getattr(given, "arch", "resnet18") in ("resnet18", "resnet18-late")
-    if not own or not fits and "init" not in given: return "standard"
-    from .data.folder import list_pictures
-    from .data.layout import trained_on
-    table = Path(given.labels) if "labels" in given else None
-    cache = Path(getattr(given, "data", TrainConfig().data)) / "cache"
-    _, listed, _ = list_pictures(Path(given.dataset), cache, table)
-    n = sum(split in ("", "train") for split, *_ in listed)
-    return "finetune" if n < FEW * len(trained_on(listed)) else "standard"
-
 
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose complaints are UserErrors; a mistyped flag is told the nearest one."
@@ -112,61 +50,6 @@ class Parser(argparse.ArgumentParser):
 def with_hyphens(arg):
     "--wd_norm goes as well as --wd-norm."
     return re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), arg)
-
-
-def settings_parser(values, add_help=True):
-    """A Parser with a flag for each setting; its --help shows those of `values`, a TrainConfig.
-
-    A flag that is not given is left out of what it gives, so that another value can hold."""
-    usage = "%(prog)s [-h] [OPTIONS]"
-    parser = Parser("train.py", TrainConfig.__doc__, usage=usage, add_help=add_help)
-    texts = setting_texts()
-    for name, hint in get_type_hints(TrainConfig).items():
-        text, value = texts[name], getattr(values, name)
-        if value is not None: text += f" (default: {value})"
-        kwargs = {"type": partial(read_value, hint=hint), "metavar": metavar(hint)}
-        if hint is bool: kwargs = {"action": argparse.BooleanOptionalAction}
-        # argparse fills in names behind a percent sign
-        parser.add_argument(
-            flag(name), dest=name, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **kwargs)
-    return parser
-
-
-def setting_texts():
-    "The text below each field of TrainConfig: Python forgets it, so it is read from the source."
-    body = ast.parse(inspect.getsource(TrainConfig)).body[0].body       # type: ignore[attr-defined]
-    return {
-        field.target.id: ast.literal_eval(text.value) for field, text in pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)}
-
-
-def read_value(text, hint):
-    "A word of the command line as a value of the type `hint`. Errors: ArgumentTypeError."
-    allowed = options(hint)
-    if text in allowed: return text
-    if text == "None" and NoneType in allowed: return None
-    for kind in allowed:
-        if kind in (int, float, str):
-            with suppress(ValueError): return kind(text)
-    raise argparse.ArgumentTypeError(f"{text!r} should be {known(hint)}")
-
-
-def metavar(hint):
-    "How --help names the values of the type `hint`: INT, FLOAT|auto, sgd|muon|adamw."
-    allowed = [one for one in options(hint) if one is not NoneType]
-    return "|".join(one if isinstance(one, str) else one.__name__.upper() for one in allowed)
-
-
-def without_flags(args, *names):
-    "The command line `args` without the flags of these settings and their values."
-    flags = {flag(name): name for name in names}
-    kept, skip = [], False
-    for arg in args:
-        name = flags.get(with_hyphens(arg).split("=")[0])
-        if name: skip = "=" not in arg and not isinstance(getattr(TrainConfig, name), bool)
-        elif skip: skip = False                 # the value of the flag before it
-        else: kept.append(arg)
-    return kept
 
 
 @contextmanager
@@ -221,6 +104,18 @@ def let_go(stream):
     "Where `stream` takes nothing any more, drop what it holds: else Python ends with 120 and without a word."
     try: stream.flush()
     except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def without_flags(args, *names):
+    "The command line `args` without the flags of these settings and their values."
+    flags = {flag(name): name for name in names}
+    kept, skip = [], False
+    for arg in args:
+        name = flags.get(with_hyphens(arg).split("=")[0])
+        if name: skip = "=" not in arg and not isinstance(getattr(TrainConfig, name), bool)
+        elif skip: skip = False                 # the value of the flag before it
+        else: kept.append(arg)
+    return kept
 
 
 def without_folders(command):

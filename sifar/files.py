@@ -151,6 +151,33 @@ def parse_json(text, most=MAX_TEXT):
         raise UserError(f"it holds damaged JSON: {one_line(e)}") from e
 
 
+def check_form(value, form, name="it"):
+    """Raise a TypeError that names what of `value`, which was read from a file, is not of its form.
+
+    A form is {key: form} for a dictionary, where a key with ? at its end may be missing, and what is beside
+    these keys is not looked at; {str: form} for one of any keys; [form] for a list; (form, None) where None
+    will do; float for a figure of a training, and int for a whole one; else a type."""
+    if isinstance(form, tuple):
+        if value is not None: check_form(value, form[0], name)
+    elif isinstance(form, dict):
+        check_form(value, dict, name)
+        for key, of_key in form.items():
+            for k in value if key is str else [key.removesuffix("?")]:
+                if k in value: check_form(value[k], of_key, k)
+                elif k == key: raise TypeError(f"{k} is missing")
+    elif isinstance(form, list):
+        check_form(value, list, name)
+        for one in value: check_form(one, form[0], f"one of {name}")
+    elif not (is_figure(value, form) if form in (int, float) else isinstance(value, form)):
+        raise TypeError(f"{name} is {value!r}"[:100])
+
+
+def is_figure(value, kind):
+    "Whether `value` is a number that a training can give, whole where `kind` is int."
+    # timedelta takes no more seconds than 10**13; to Python, True is an int
+    return type(value) in (kind, int) and 0 <= value <= 1e13
+
+
 def read_about(path):
     "The model.json beside the learner file `path`, or an empty dictionary. Errors: UserError."
     file = path.with_name("model.json")

@@ -11,9 +11,9 @@ from conftest import COLD
 
 import train
 from sifar import TrainConfig, UserError
-from sifar.cli import parse_args
 from sifar.config import PRESETS, parse_sizes
-from sifar.runs.run import read_settings
+from sifar.runs.arguments import parse_args
+from sifar.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 
@@ -149,7 +149,7 @@ def test_sizes():
 def test_settings_survive_the_run_folder(tmp_path):
     cfg = TrainConfig(dataset="digits", epochs=7, lr=0.3)
     (tmp_path / "config.json").write_text(json.dumps({"settings": asdict(cfg)}))
-    assert read_settings(tmp_path) == cfg
+    assert Run(tmp_path).settings == cfg
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_settings_survive_the_run_folder(tmp_path):
 def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="config.json is damaged"):
-        read_settings(tmp_path)
+        Run(tmp_path)
 
 
 def test_resuming_refuses_what_would_change_the_result(tmp_path):

@@ -18,8 +18,9 @@ from PIL import Image
 
 import train
 from sifar import TrainConfig, get_dls, get_learner
-from sifar.cli import parse_args, without_flags
+from sifar.cli import without_flags
 from sifar.files import ROOT
+from sifar.runs.arguments import parse_args
 from sifar.training.explore import SUGGESTIONS, find_lr, profile, shown, step_times
 
 QUICK = *DIGITS, "--bs", "16", "--sizes", "8"

@@ -15,7 +15,7 @@ import export
 import train
 from sifar import Predictor, get_dls
 from sifar.runs import report
-from sifar.runs.run import read_settings
+from sifar.runs.run import Run
 
 ARCHIVE = Path(__file__).with_name("data") / "run_of_117ebb0.tar.xz"
 
@@ -56,7 +56,7 @@ def test_it_is_resumed_for_another_epoch(old):
 
 def test_it_is_exported_and_predicts_as_well_as_it_said(old):
     export.main([str(old)])
-    cfg, predictor = read_settings(old), Predictor(old)
+    cfg, predictor = Run(old).settings, Predictor(old)
     data = get_dls(cfg).data
     top = predictor.predict_batch(data.images[data.test], k=1)
     hits = [name == data.vocab[data.labels[i]] for i, ((name, _),) in zip(data.test, top)]

@@ -12,11 +12,17 @@ from ..config import TrainConfig, flag
 from ..data.loaders import get_dls, stand_in_dls
 from ..distributed import from_first, is_first
 from ..errors import UserError, one_line
-from ..files import open_plain
+from ..files import check_form, open_plain
 from ..training.callbacks import DAMAGED, RunLog, SaveBest, SaveLast, fingerprint, load_weights, read_tensors
 from ..training.learner import get_learner
 from ..training.metrics import best_row
 from .run import Run, check_row, last_checkpoint
+
+# what of models/last.pth is relied on, as check_form has it; older runs lack what has a ?
+STATE = {
+    "epoch": int, "data": dict, "model": dict, "opt": dict, "history": [dict], "best": object,
+    "ema?": {"model": dict}, "settings?": dict, "facts?": dict,
+}
 
 # ---- to go on ----
 
@@ -78,23 +84,13 @@ def last_state(run):
 
 def check_state(state):
     "What is wrong with a dictionary that came from models/last.pth; None where nothing is."
-    if not isinstance(state, dict): return "it is no dictionary"
-    kinds = {"epoch": int, "data": dict, "model": dict, "opt": dict, "history": list}
-    for k, kind in kinds.items():
-        if not isinstance(state.get(k), kind): return f"{k} is no {kind.__name__}"
-    # None where there is no valid set
-    if not isinstance(state.get("best", ""), (float, NoneType)): return "best is no number"
-    ema = state.get("ema", {"model": {}})                   # there with --ema alone
-    if not isinstance(ema, dict) or "model" not in ema: return "its ema has no model"
-    if state["epoch"] != len(state["history"]): return "epochs and history differ"
-    for row in state["history"]:
-        # older runs have no balanced accuracy
-        if not isinstance(row, dict) or set(row) | {"balanced"} != set(RunLog.columns):
-            return "other columns in its history"
-        try: check_row(row)
-        except (ValueError, TypeError) as e: return f"its history: {e}"
-    for k in ("settings", "facts"):                         # older runs have none
-        if not isinstance(state.get(k, {}), dict): return f"{k} is no dict"
+    try:
+        check_form(state, STATE)
+        # None where there is no valid set; infinite before the first epoch
+        if not isinstance(state["best"], (float, NoneType)): return "best is no number"
+        if state["epoch"] != len(state["history"]): return "epochs and history differ"
+        for row in state["history"]: check_row(row)
+    except (ValueError, TypeError) as e: return e
     return None
 
 

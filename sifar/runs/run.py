@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from types import NoneType
 
 from filelock import FileLock, Timeout
 
@@ -20,7 +19,16 @@ from ..config import FREE_ON_RESUME, TrainConfig, flag, is_own, parse_sizes
 from ..data.folder import larger_size
 from ..distributed import from_first, is_first, world
 from ..errors import UserError, explain, name_batch_size, one_line
-from ..files import LEFT_OVER, ROOT, identity, read_file, read_json, remove_left_overs, write_json
+from ..files import (
+    LEFT_OVER,
+    ROOT,
+    check_form,
+    identity,
+    read_file,
+    read_json,
+    remove_left_overs,
+    write_json,
+)
 from ..log import command, counted, log, log_to_file
 
 try:
@@ -34,9 +42,30 @@ LEFTOVERS = ".lock", "training_log.txt", "config.json", "lr_find.csv", "plots/lr
 # what a training writes by name, or into
 FILES = ".lock", "training_log.txt"
 FOLDERS = "models", "plots", "tensorboard", "wandb"
-# columns of history.csv: those that have a value, and those that are empty without valid
-ALWAYS = "train_loss", "lr", "seconds", "images_per_second"
-ON_VALID = "valid_loss", "top1", "top5"
+ON_VALID = "valid_loss", "top1", "top5"         # columns of history.csv that are empty without valid
+
+# What the files of a run hold, as check_form has it; older runs lack what has a ?
+ABOUT = {
+    "settings": {"dataset": str}, "versions?": {str: str}, "commands?": [str],
+    "git_commit?": (str, None), "device?": (str, None), "precision?": (str, None), "machine?": (str, None),
+    "data?": {"fingerprint?": dict, "vocab?": [str]},
+}
+DATA = {"vocab": [str], "superclasses": ([str], None), "stats": [[float]]}
+ROW = {
+    "epoch": int, "train_loss": float, "lr": float, "seconds": float, "images_per_second": float,
+    **dict.fromkeys((*ON_VALID, "balanced?"), (float, None)),
+}
+FIGURES = {
+    "top1": float, "top5": float, "loss": float,
+    "ece?": float, "top1_error?": float, "balanced?": float, "macro_f1?": float,
+}
+METRICS = {
+    "parameters": int, "epochs": int, "seed": int, "classes": int, "best_epoch": (int, None),
+    "seconds": float, "images_per_second": float,
+    "images": {"train": int, "valid": int, "test": int}, "valid": (FIGURES, None), "test": (FIGURES, None),
+    "confidence?": ({str: float}, None), "unknown?": ({"images": str, "auroc": float, "pass": float}, None),
+    "without_twins?": ({"top1": float, "images": int}, None), "doubted?": (float, None),
+}
 
 
 # ---- what a run folder says ----
@@ -95,17 +124,12 @@ class Run:
         path = self.path / "metrics.json"
         try:
             metrics = read_json(path)
-            check_metrics(metrics)
+            check_form(metrics, METRICS)
         except FileNotFoundError: return None
         except (UserError, OSError, ValueError, TypeError, KeyError) as e:
             again = f"write it anew by python -m sifar.report {self.path}"
             raise UserError(f"{path} is damaged ({one_line(e)}): {again}") from e
         return metrics
-
-
-def read_settings(run):
-    "The TrainConfig that `run`, a run folder, was started with. Errors: UserError."
-    return Run(run).settings
 
 
 def parse_settings(saved):
@@ -116,43 +140,21 @@ def parse_settings(saved):
 def check_about(about):
     """Check the dictionary that was read from config.json.
 
-    Errors: ValueError, KeyError or TypeError, where it has other parts than it should."""
-    check_type("it", about, dict)
-    for name, kind in {"settings": dict, "versions": dict, "commands": list, "data": dict}.items():
-        check_type(name, about.get(name, kind()), kind)
+    Errors: ValueError or TypeError, where it has other parts than it should."""
+    check_form(about, ABOUT)
     # OSError or ValueError for what is no path
     for folder in (about["settings"]["dataset"], about["settings"].get("data", ".")):
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError): os.lstat(folder)
-    for text in about.get("versions", {}).values(): check_type("a version", text, str)
-    for k in ("git_commit", "device", "precision", "machine"): check_type(k, about.get(k), (str, NoneType))
-    for line in about.get("commands", []):
-        check_type("a command", line, str)
-        shlex.split(line)                           # ValueError for a quotation mark that is alone
-    check_type("fingerprint", about.get("data", {}).get("fingerprint", {}), dict)
-    check_names("vocab", about.get("data", {}).get("vocab", []))
+    # ValueError for a quotation mark that is alone
+    for line in about.get("commands", []): shlex.split(line)
 
 
 def check_data_facts(data):
     "As check_about, for what it says of the data; only a learner without its data set needs that."
-    check_names("vocab", data["vocab"])
-    if data["superclasses"] is not None:
-        check_names("superclasses", data["superclasses"])
-        if len(data["superclasses"]) != len(data["vocab"]):
-            raise ValueError("superclasses and classes differ in number")
-    mean, std = data["stats"]
-    for figure in (*mean, *std): check_type("a mean or std", figure, (int, float))
-    if not len(mean) == len(std) == 3: raise ValueError("stats are not those of three channels")
-
-
-def check_names(name, value):
-    check_type(name, value, list)
-    for text in value: check_type(f"one of {name}", text, str)
-
-
-def check_type(name, value, kind):
-    # to Python, True is an int
-    wrong = not isinstance(value, kind) or isinstance(value, bool)
-    if wrong: raise TypeError(f"{name} is {value!r}"[:100])
+    check_form(data, DATA)
+    if data["superclasses"] is not None and len(data["superclasses"]) != len(data["vocab"]):
+        raise ValueError("superclasses and classes differ in number")
+    if list(map(len, data["stats"])) != [3, 3]: raise ValueError("stats are not those of three channels")
 
 
 def parse_row(text):
@@ -166,52 +168,16 @@ def parse_row(text):
 
 
 def check_row(row):
-    "Check a dictionary of an epoch of the history. Errors: ValueError, TypeError, KeyError."
+    "Check a dictionary of an epoch of the history. Errors: ValueError, TypeError."
+    check_form(row, ROW)
     on_valid = {row[k] is None for k in ON_VALID}           # all of them have a value, or none
-    if any(row[k] is None for k in ALWAYS) or len(on_valid) > 1: raise ValueError("a value is missing")
-    check_type("epoch", row["epoch"], int)
-    for value in row.values():
-        if value is not None: check_figure(value)
+    if len(on_valid) > 1: raise ValueError("a value is missing")
 
 
 def column(history, key, scale=1):
     "The epochs, and the values of a column of the history; an epoch without one has None."
     values = [None if row[key] is None else scale * row[key] for row in history]
     return [row["epoch"] for row in history], values
-
-
-def check_metrics(metrics):
-    """Check what a report says.
-
-    Errors: ValueError, TypeError or KeyError, where it is missing or no number."""
-    check_type("it", metrics, dict)
-    whole = [metrics[k] for k in ("parameters", "epochs", "seed", "classes")]
-    if metrics["best_epoch"] is not None: whole.append(metrics["best_epoch"])
-    check_type("images", metrics["images"], dict)
-    whole += [metrics["images"][k] for k in ("train", "valid", "test")]
-    for figure in whole: check_type("a number", figure, int)
-    figures = [*whole, metrics["seconds"], metrics["images_per_second"]]
-    for split in ("valid", "test"):
-        if metrics[split] is None: continue
-        check_type(split, metrics[split], dict)
-        figures += [metrics[split][k] for k in ("top1", "top5", "loss")]
-        # older runs have none of these
-        figures += [metrics[split].get(k, 0.0) for k in ("ece", "top1_error", "balanced", "macro_f1")]
-    for k in ("confidence", "unknown", "without_twins"): check_type(k, metrics.get(k), (dict, NoneType))
-    if confidence := metrics.get("confidence"): figures += confidence.values()
-    if unknown := metrics.get("unknown"):
-        check_type("images", unknown["images"], str)
-        figures += [unknown[k] for k in ("auroc", "pass")]
-    if without := metrics.get("without_twins"): figures += [without[k] for k in ("top1", "images")]
-    if (share := metrics.get("doubted")) is not None: figures.append(share)
-    for figure in figures: check_figure(figure)
-
-
-def check_figure(value):
-    "Raise a ValueError for what is no number, or none that a training could give."
-    # timedelta takes no more seconds than 10**13
-    right = type(value) in (int, float) and 0 <= value <= 1e13
-    if not right: raise ValueError(f"a value is {value!r}"[:100])
 
 
 def attempt(notes, *fs):
@@ -395,7 +361,7 @@ def flock(path, flags=os.O_RDONLY):
 def say_start(run, cfg):
     if not cfg.dry_run: log.info("%s in %s", "Going on" if cfg.resume else "Training", run)
     if not cfg.resume: return say_namesakes(run, cfg)
-    before = read_settings(run).epochs
+    before = Run(run).settings.epochs
     if cfg.epochs > before:
         log.info("%d epochs instead of %d: "
                  "from here on learning rate and --sizes follow the longer schedule",
@@ -406,7 +372,7 @@ def say_namesakes(run, cfg):
     "Say where the runs beside `run` are of another folder of the same name."
     others = set()
     for config in run.parent.glob("*/config.json"):
-        with suppress(UserError): others.add(read_settings(config.parent).dataset)
+        with suppress(UserError): others.add(Run(config.parent).settings.dataset)
     for other in sorted(others - {cfg.dataset}):
         log.info("Careful: %s also holds runs of %s: --runs keeps them apart", run.parent, other)
 
