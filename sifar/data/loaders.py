@@ -223,6 +223,12 @@ class ArrayDL(TfmdDL):
             x[i] = tfms(image=image)["image"]
 
 
+def normalized(x, stats):
+    "Images x (n,h,w,3) uint8 as a model gets them, by the mean and deviation in `stats`: (n,3,h,w)."
+    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in stats)
+    return (x.permute(0, 3, 1, 2) / 255 - mean) / std
+
+
 def get_dls(cfg):
     """DataLoaders with `train`, `valid` and, as `dls[2]`, the test set.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..cli import Parser, one_line_errors
-from ..config import TrainConfig
+from ..config import TrainConfig, is_own
 from ..data.fixes import read_fixes, write_fixes
 from ..data.splits import SPLITS
 from ..distributed import is_first
@@ -25,17 +25,15 @@ MOST = 100              # findings of a kind that the page shows
 GREY = 127, 128         # what decoders fill the lost part of a JPEG file with
 
 
-class Finding(dict):
-    "What was found of an image: kind, row, other (the row of its twin), score and new (a class, by number)."
-
-    def __init__(self, kind, row, score, other=None, new=None):
-        super().__init__(kind=kind, row=int(row), score=float(score), other=other, new=new)
+def finding(kind, row, score, other=None, new=None):
+    "What was found of an image; `other` is the row of its twin, `new` the number of a likelier class."
+    return {"kind": kind, "row": int(row), "score": float(score), "other": other, "new": new}
 
 
 # ---- what is looked for ----
 
 def check(data, folder, learn=None):
-    """The Findings of an ImageData, the likeliest of each kind first.
+    """The findings in an ImageData, the likeliest of each kind first.
 
     folder: where the files of `data` are; learn: the learner that judges the labels."""
     found = [*twins(data, folder), *odd_images(data.images)]
@@ -43,15 +41,15 @@ def check(data, folder, learn=None):
 
 
 def doubts(data, learn):
-    "A Finding for each label that the learner `learn` doubts."
+    "A finding for each label that the learner `learn` doubts."
     from .doubts import judge
     rows, (doubt, new, score) = judge(data, learn)
     order = [i for i in np.argsort(-score, kind="stable") if doubt[i]]
-    return [Finding(DOUBTED, rows[i], score[i], new=int(new[i])) for i in order]
+    return [finding(DOUBTED, rows[i], score[i], new=int(new[i])) for i in order]
 
 
 def twins(data, folder):
-    "A Finding for each pair of twins: the first image with these pixels, and each like it."
+    "A finding for each pair of twins: the first image with these pixels, and each like it."
     from ..data.twins import exact_twins, near_twins
     first, held = exact_twins(data.images), np.zeros(len(data.images), bool)
     held[data.test] = True
@@ -72,20 +70,20 @@ def same_pixels(data, a, b, folder):
 
 
 def pair(kind, a, b, score, held):
-    "The Finding of two rows: of the later one, but where just that is of test, which stays, of the other."
+    "The finding of two rows: of the later one, but where just that is of test, which stays, of the other."
     row, other = max(a, b), min(a, b)
     if held[row] and not held[other]: row, other = other, row
-    return Finding(kind, row, score, other=int(other))
+    return finding(kind, row, score, other=int(other))
 
 
 def odd_images(images):
-    "A Finding for each of images (n,h,w,3) that shows nothing, or whose lower part was lost."
+    "A finding for each of images (n,h,w,3) that shows nothing, or whose lower part was lost."
     found = []
     for row, x in enumerate(images):
         lower = x[-(len(x) // 4):]
-        if x.std((0, 1)).max() < 2: found.append(Finding(FLAT, row, x.std((0, 1)).max()))
-        elif x.mean() < 8: found.append(Finding(DARK, row, x.mean()))
-        elif lower.min() >= GREY[0] and lower.max() <= GREY[1]: found.append(Finding(CUT, row, 1))
+        if x.std((0, 1)).max() < 2: found.append(finding(FLAT, row, x.std((0, 1)).max()))
+        elif x.mean() < 8: found.append(finding(DARK, row, x.mean()))
+        elif lower.min() >= GREY[0] and lower.max() <= GREY[1]: found.append(finding(CUT, row, 1))
     return sorted(found, key=lambda o: o["kind"])
 
 
@@ -198,7 +196,8 @@ def run(cfg, model, html):
     if path.exists() and read_fixes(path):
         raise UserError(f"{path} has been edited: move it away, so that it is not written over.")
     learn = load_learner(model) if model else None
-    data = look_at_mirrored(cfg, load_data(cfg))
+    data = load_data(cfg)
+    if is_own(cfg.dataset): data = look_at_mirrored(data, data.stats())
     log.info("Looking at %s images", f"{len(data.images):,}")
     pictures = Path(cfg.dataset)
     if data.files and pictures.is_file(): pictures = unpack(pictures, Path(cfg.data) / "cache")

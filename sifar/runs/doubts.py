@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..training.models import ResNet
+from ..training.transfer import hook_inputs
 
 PART = 10_000           # images that are judged together, at most: time grows with its square, a matrix too
 WIDTH, RIDGE = 0.7, 0.7                 # of the kernel ridge regression
@@ -80,20 +81,16 @@ def outputs(learn, images, rows, bs=250):
 
     Features are what goes into the last linear layer, and the mean of an earlier stage of our own models;
     each part is standardised and of length 1."""
-    layers = [o for o in learn.model.modules() if isinstance(o, nn.Linear)]
-    if not layers: raise UserError(f"The model {learn.arch} has no linear layer, so it cannot judge labels.")
-    last, earlier, probs = [], [], []
-    def keep_input(_, args): last.append(args[0].cpu().numpy())
-    def keep_mean(*args): earlier.append(args[2].mean((2, 3)).cpu().numpy())
-    hooks = [layers[-1].register_forward_pre_hook(keep_input)]
-    if isinstance(learn.model, ResNet): hooks.append(learn.model.blocks[-3].register_forward_hook(keep_mean))
-    try:
+    linear = [o for o in learn.model.modules() if isinstance(o, nn.Linear)]
+    if not linear: raise UserError(f"The model {learn.arch} has no linear layer, so it cannot judge labels.")
+    layers = [linear[-1], *([learn.model.blocks[-2]] if isinstance(learn.model, ResNet) else [])]
+    probs, seen = [], []
+    with hook_inputs(layers) as hooks:
         for part in chunked(rows, bs):
-            dl = learn.dls.test_dl(images[part], rm_type_tfms=0, bs=bs, num_workers=0)
-            probs += [learn.model(xb).softmax(1).cpu().numpy() for xb, in dl]
-    finally:
-        for hook in hooks: hook.remove()
-    features = [standard(np.concatenate(o)) for o in (last, earlier) if o]
+            xb, = learn.dls.test_dl(images[part], rm_type_tfms=0, bs=bs, num_workers=0).one_batch()
+            probs.append(learn.model(xb).softmax(1).cpu().numpy())
+            seen.append([x.mean((2, 3)) if x.ndim == 4 else x for x in hooks.stored])
+    features = [standard(torch.cat(parts).numpy()) for parts in zip(*seen)]
     return np.concatenate(features, axis=1), np.concatenate(probs)
 
 

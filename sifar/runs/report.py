@@ -24,7 +24,7 @@ from ..errors import visible
 from ..files import write_file
 from ..log import RESULT, counted, log, log_to_screen, quiet_imports
 from ..plots import bars, curves, matrix, sheet, short
-from ..training.metrics import FEW, balanced_accuracy, best_row, macro_f1
+from ..training.metrics import FEW, balanced_accuracy, best_row
 from .calibration import (
     KEPT,
     calibration_error,
@@ -59,6 +59,7 @@ class Predictions:
 
     def metrics(self):
         "Loss (label-smoothed), top-1 and top-5 accuracy and expected calibration error as fractions."
+        from sklearn.metrics import f1_score  # takes a second
         k, top1, n = min(5, self.probs.shape[1]), (self.preds == self.targs).mean(), len(self.targs)
         best = np.argpartition(-self.probs, k - 1, axis=1)[:, :k]           # (n,k), in no order
         return {
@@ -67,7 +68,7 @@ class Predictions:
             "top1_error": standard_error(top1, n),
             "top5": float((best == self.targs[:, None]).any(1).mean()),
             "balanced": balanced_accuracy(self.preds, self.targs),
-            "macro_f1": macro_f1(self.preds, self.targs),
+            "macro_f1": float(f1_score(self.targs, self.preds, average="macro")),
             "ece": calibration_error(self.probs, self.targs),
         }
 

@@ -12,7 +12,6 @@ from fastai.torch_core import TensorImage, to_device
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
-from ..data.loaders import settled
 from ..distributed import from_first
 from ..errors import UserError
 from ..files import write_file
@@ -225,7 +224,6 @@ def explore(cfg, dls, folder):
     """Do what `cfg` asks for of --show-batch, --lr-find and --profile; pictures go into `folder`.
 
     Returns the suggestions of lr_find, or None."""
-    cfg = settled(cfg, dls.data)
     if cfg.show_batch:
         write_batches(cfg, dls, folder)
         sheet = folder / "plots" / "batch.png"

@@ -7,6 +7,7 @@ from fastai.callback.training import GradientClip
 from fastai.torch_core import set_seed
 
 from ..config import FREE_ON_RESUME, parse_sizes
+from ..data.loaders import normalized
 from ..distributed import is_first, world
 from ..errors import UserError
 from . import schedule  # noqa: F401    gives Learner its fit_warmup_cosine
@@ -104,9 +105,7 @@ def sample_images(dls, n=5000):
     "Up to 2 * `n` training images, evenly from all of them, normalised: (n,3,h,w)."
     rows = dls.data.train
     rows = rows[::max(1, len(rows) // n)]
-    x = torch.from_numpy(dls.data.images[rows]).permute(0, 3, 1, 2)         # (n,h,w,3) -> (n,3,h,w)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in dls.stats)
-    return (x / 255 - mean) / std
+    return normalized(torch.from_numpy(dls.data.images[rows]), dls.stats)
 
 
 def run_callbacks(learn, cfg, bar):

@@ -18,14 +18,6 @@ def balanced_over_all(preds, targs):
     return balanced_accuracy(*(np.concatenate(gather(o)) for o in (preds, targs)))
 
 
-def macro_f1(preds, targs):
-    "The mean over classes of F1, which also falls with images of others that are taken for the class."
-    size = max(preds.max(), targs.max()) + 1
-    right, taken, there = (np.bincount(o, minlength=size) for o in (targs[preds == targs], preds, targs))
-    both = taken + there
-    return float((2 * right[both > 0] / both[both > 0]).mean())
-
-
 def best_row(history, monitor):
     "The row of `history` that is best on valid by --monitor; of equal ones the one of the smallest loss."
     def figures(row):

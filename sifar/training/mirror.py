@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ..config import TrainConfig, is_own
-from ..data.loaders import make_dls
+from ..data.loaders import make_dls, normalized
 from ..distributed import from_first
 from ..log import log
 from .models import get_model
@@ -21,17 +21,18 @@ SURE = 4                    # standard deviations: see bench/mirror.py
 def settle_mirror(cfg, dls):
     "`cfg` with --mirror on or off where it is auto, and the DataLoaders that do it."
     if cfg.mirror != "auto" or cfg.resume or cfg.dry_run: return cfg, dls
-    data = look_at_mirrored(cfg, dls.data)
-    if is_own(cfg.dataset) and data.mirrored:
-        log.info("Images are mirrored: --mirror off where left and right differ, as in signs")
+    data = dls.data
+    if is_own(cfg.dataset):
+        data = look_at_mirrored(data, dls.stats, cfg.device)
+        if data.mirrored:
+            log.info("Images are mirrored: --mirror off where left and right differ, as in signs")
     cfg = replace(cfg, mirror="on" if data.mirrored else "off")
     return cfg, make_dls(cfg, data, dls.stats)
 
 
-def look_at_mirrored(cfg, data):
+def look_at_mirrored(data, stats, device="auto"):
     "`data`, of which it is known by a look whether a mirrored image is one of the same class."
-    if cfg.mirror != "auto" or not is_own(cfg.dataset): return data
-    n, lost, won = from_first(count_mirrored(data, data.stats(), pick_device(cfg.device)))
+    n, lost, won = from_first(count_mirrored(data, stats, pick_device(device)))
     # where left and right make no difference, as many are lost as won, but for chance
     differ = lost - won > max(SURE * math.sqrt(lost + won), 0.05 * n)
     if differ: log.info("--mirror off, as of %d images %d fewer are recognised when mirrored", n, lost - won)
@@ -70,9 +71,8 @@ def features(model, images, stats):
 
     The last one hardly tells left from right, where a model has learned from mirrored images."""
     device = next(model.parameters()).device
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in stats)
     def see(x):                                                                         # (64,sz,sz,3)
-        x = x.to(device).permute(0, 3, 1, 2).float()
-        x = F.interpolate((x / 255 - mean) / std, (32, 32), mode="bilinear", antialias=True)
+        x = normalized(x.to(device), stats)
+        x = F.interpolate(x, (32, 32), mode="bilinear", antialias=True)
         return F.adaptive_avg_pool2d(model.blocks[:6](model.stem(x)), 2).flatten(1).cpu()
     return torch.cat([see(x) for x in torch.from_numpy(images.copy()).split(64)]).numpy()

@@ -4,8 +4,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastai.callback.hook import Hooks
 from torch import nn
 
+from ..data.loaders import normalized
 from ..distributed import from_first
 from ..errors import UserError, one_line
 from ..files import ROOT
@@ -60,17 +62,19 @@ def fit_head(model, head, dls):
 @torch.no_grad()
 def inputs_of(head, model, images, stats):
     "What the layer `head` of `model` gets of images (n,sz,sz,3) uint8: (n,f)."
-    device, seen = head.weight.device, []
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in stats)
-    hook = head.register_forward_pre_hook(lambda head, args: seen.append(args[0].float().cpu()))
-    training = model.training
+    seen, training = [], model.training
     model.eval()
-    for part in torch.from_numpy(images).split(64):
-        x = part.to(device).permute(0, 3, 1, 2) / 255                           # (64,3,sz,sz)
-        model((x - mean) / std)
+    with hook_inputs([head]) as hooks:
+        for part in torch.from_numpy(images).split(64):
+            model(normalized(part.to(head.weight.device), stats))
+            seen.append(hooks.stored[0].float())
     model.train(training)
-    hook.remove()
     return torch.cat(seen)
+
+
+def hook_inputs(layers):
+    "fastai's Hooks, whose `stored` are what these layers got last, on the CPU."
+    return Hooks(layers, lambda layer, inputs, output: inputs[0], cpu=True)
 
 
 def regression(x, y, n_out):
