@@ -7,7 +7,8 @@ Twins: of 3 % of the images a copy is planted: the same pixels, re-encoded as JP
 resized to 20 to 64 pixels and back, mirrored, cropped by 10 % anywhere. Of each kind there are equally many.
 
 Labels: 5 % of those of the test images, taken as a set of their own, are swapped for another class at random.
---split train takes as many training images instead, on which what is in sifar/runs/doubts.py was chosen."""
+--split train takes as many training images instead, on which what is in sifar/runs/doubts.py was chosen.
+Of test images of CIFAR-100, one for each hundred of those, are then counted those far from all others."""
 import argparse
 import io
 import time
@@ -21,9 +22,10 @@ from sifar.cli import one_line_errors
 from sifar.data.datasets import load_data
 from sifar.data.twins import exact_twins, near_twins
 from sifar.log import quiet_imports
-from sifar.runs.doubts import outputs, unlike
+from sifar.runs.doubts import far_from_others, outputs, standard, unlike
 
 SIDE, SHARE, SWAPPED = 32, 0.03, 0.05
+FOREIGN = 2000          # test images of CIFAR-100 that strangers are drawn from
 FILTERS = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
 SHIPPED = Path(__file__).parents[1] / "results" / "cifar100-resnet18"
 
@@ -99,6 +101,15 @@ def plant_labels(features, own, classes, seed):
           f"precision {100 * bad[doubt].mean():.1f} %, right class named {100 * named:.0f} %", flush=True)
 
 
+def plant_strangers(own, foreign, seed):
+    "Print how many of images of other things are far from all others; own, foreign: parts of features (n,f)."
+    n = len(own[0])
+    rows = np.random.default_rng(seed).choice(len(foreign[0]), n // 100, replace=False)
+    far, _ = far_from_others([np.concatenate((a, b[rows])) for a, b in zip(own, foreign)])
+    print(f"seed {seed}: of {len(rows)} images of other things {100 * far[n:].mean():.0f} % are far from all "
+          f"others, of the {n:,} themselves {100 * far[:n].mean():.2f} %", flush=True)
+
+
 def main(args=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default=TrainConfig().data)
@@ -117,8 +128,13 @@ def main(args=None):
         rows = data.test
         if o.split == "train":
             rows = np.random.default_rng(123).choice(data.train, len(data.test), replace=False)
-        features, _ = outputs(load_learner(o.model), data.images, rows)
-        for seed in o.seeds: plant_labels(features, data.labels[rows], len(data.vocab), seed)
+        learn, other = load_learner(o.model), load_data(TrainConfig(dataset="cifar100", data=o.data))
+        parts, _ = outputs(learn, data.images, rows)
+        foreign, _ = outputs(learn, other.images, other.test[:FOREIGN])
+        features = np.concatenate([standard(part) for part in parts], axis=1)
+        for seed in o.seeds:
+            plant_labels(features, data.labels[rows], len(data.vocab), seed)
+            plant_strangers(parts, foreign, seed)
 
 
 if __name__ == "__main__": main()

@@ -18,7 +18,7 @@ from sifar.data import twins
 from sifar.data.datasets import load_data
 from sifar.log import counted
 from sifar.runs import check, report
-from sifar.runs.doubts import RIDGE, WIDTH, by_all_others, doubted, standard, unlike
+from sifar.runs.doubts import RIDGE, WIDTH, by_all_others, doubted, far_from_others, standard, unlike
 
 
 def tiles(n, side=64):
@@ -249,6 +249,22 @@ def test_an_image_is_judged_as_if_only_all_others_were_known():
     scores, others = by_all_others(x, of_class), np.arange(40) != 7
     model = KernelRidge(alpha=RIDGE, kernel="rbf", gamma=WIDTH).fit(x[others], of_class[others])
     assert scores[7] == pytest.approx(model.predict(x[7:8])[0], abs=1e-4)
+
+
+def test_what_is_like_nothing_else_is_far_from_all_others():
+    rng = np.random.default_rng(0)
+    features = np.eye(8)[rng.integers(0, 3, 300)] + rng.normal(0, 0.1, (300, 8))
+    features[7] = np.eye(8)[5]
+    far, alike = far_from_others([features[:, :6].astype(np.float32), features[:, 6:].astype(np.float32)])
+    assert far[7] and far.sum() < 9 and alike.argmin() == 7
+
+
+def test_an_image_of_another_thing_is_found(exported, pets, tmp_path):
+    run(pets, "--model", exported[0], "--html")
+    folder = tmp_path / "runs" / "pets" / "check"
+    far = [o["image"] for o in rows_of(folder / "check.csv") if o["finding"] == "far from all others"]
+    assert "train/dog/red.png" in far and len(far) <= 3
+    assert "far from all others" in (folder / "check.html").read_text()
 
 
 def test_a_model_of_other_classes_judges_by_what_it_sees(exported, pets, tmp_path, capsys):

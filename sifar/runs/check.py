@@ -20,7 +20,7 @@ from .report import template, thumbnail
 
 SAME, EXACT, NEAR = "same file", "same pixels", "near twin"
 FLAT, DARK, CUT = "one colour", "nearly black", "cut off"
-DOUBTED = "doubted label"
+DOUBTED, FAR = "doubted label", "far from all others"
 MOST = 100              # findings of a kind that the page shows
 GREY = 127, 128         # what decoders fill the lost part of a JPEG file with
 
@@ -41,11 +41,15 @@ def check(data, folder, learn=None):
 
 
 def doubts(data, learn):
-    "A finding for each label that the learner `learn` doubts."
-    from .doubts import judge
-    rows, (doubt, new, score) = judge(data, learn)
+    "A finding for each image that is like no others for the learner `learn`, and each label that it doubts."
+    from .doubts import far_from_others, judge, outputs
+    rows = np.sort(np.concatenate((data.train, data.valid, data.test)))
+    seen = outputs(learn, data.images, rows)
+    far, alike = far_from_others(seen[0])
+    found = [finding(FAR, rows[i], alike[i]) for i in np.argsort(alike, kind="stable") if far[i]]
+    rows, (doubt, new, score) = judge(data, learn, rows, *seen)
     order = [i for i in np.argsort(-score, kind="stable") if doubt[i]]
-    return [finding(DOUBTED, rows[i], score[i], new=int(new[i])) for i in order]
+    return found + [finding(DOUBTED, rows[i], score[i], new=int(new[i])) for i in order]
 
 
 def twins(data, folder):

@@ -1,6 +1,6 @@
-"""Labels that a model doubts.
+"""Labels that a model doubts, and images that are like no others, by what a model sees in them.
 
-Their scores have to come from a model that did not learn from these very labels."""
+What doubts a label has to come from a model that did not learn from it."""
 import numpy as np
 import torch
 from fastcore.all import chunked
@@ -13,6 +13,7 @@ from ..training.transfer import hook_inputs
 PART = 10_000           # images that are judged together, at most: time grows with its square, a matrix too
 WIDTH, RIDGE = 0.7, 0.7                 # of the kernel ridge regression
 RIVAL, DOUBT = 0.3, -0.15               # how much another class counts, and the limit: by bench/planted.py
+NEAREST, FENCE, CHUNK = 5, 2, 500       # of far_from_others; images whose nearest are looked up at once
 
 
 def doubted(probs, labels):
@@ -29,19 +30,30 @@ def doubted(probs, labels):
     return (counts.max(1) >= 0) & (new != labels), new, margin
 
 
-def judge(data, learn):
-    """Rows of an ImageData, and what `doubted` gives of them by the learner `learn`.
+def judge(data, learn, rows, features, probs):
+    """Rows of an ImageData, and what `doubted` gives of them, by what `outputs` gave of all its `rows`.
 
     A model of the same classes judges test: it may have learned all others by heart. Of one with other
     classes the features are taken, see `unlike`. Errors: UserError."""
     if list(learn.dls.vocab) == list(data.vocab):
         if not len(data.test): raise UserError("A model of the same classes judges test alone: it is empty.")
-        probs = outputs(learn, data.images, data.test)[1]
-        return data.test, doubted(probs, data.labels[data.test])
-    rows = np.sort(np.concatenate((data.train, data.valid, data.test)))
+        test = np.isin(rows, data.test)
+        return rows[test], doubted(probs[test], data.labels[rows[test]])
     if min(np.bincount(data.labels[rows])) < 2:
         raise UserError("The labels cannot be judged: a class has one image, and no other to learn from.")
-    return rows, unlike(outputs(learn, data.images, rows)[0], data.labels[rows])
+    return rows, unlike(np.concatenate([standard(o) for o in features], axis=1), data.labels[rows])
+
+
+def far_from_others(features):
+    """Which of n images are far from all others, and the mean cosine to the nearest five of them: each (n,).
+
+    features: parts, each (n,f). Far is what lies two interquartile ranges below the lower quartile (Tukey's
+    fence, which lies at 1.5 of them)."""
+    x = nn.functional.normalize(torch.from_numpy(np.concatenate(features, axis=1)), dim=1)
+    most = min(NEAREST + 1, len(x))             # the nearest of all is the image itself
+    alike = torch.cat([(part @ x.T).topk(most).values[:, 1:].mean(1) for part in x.split(CHUNK)]).numpy()
+    low, high = np.quantile(alike, (0.25, 0.75))
+    return alike < low - FENCE * (high - low), alike
 
 
 def unlike(features, labels):
@@ -77,10 +89,9 @@ def by_all_others(x, y):
 
 @torch.inference_mode()
 def outputs(learn, images, rows, bs=250):
-    """Features of these rows of images by a learner, (n,f), and its probabilities (n,c).
+    """Features of these rows of images by a learner, in parts (n,f), and its probabilities (n,c).
 
-    Features are what goes into the last linear layer, and the mean of an earlier stage of our own models;
-    each part is standardised and of length 1."""
+    Features are what goes into the last linear layer, and the mean of an earlier stage of our own models."""
     linear = [o for o in learn.model.modules() if isinstance(o, nn.Linear)]
     if not linear: raise UserError(f"The model {learn.arch} has no linear layer, so it cannot judge labels.")
     layers = [linear[-1], *([learn.model.blocks[-2]] if isinstance(learn.model, ResNet) else [])]
@@ -90,8 +101,7 @@ def outputs(learn, images, rows, bs=250):
             xb, = learn.dls.test_dl(images[part], rm_type_tfms=0, bs=bs, num_workers=0).one_batch()
             probs.append(learn.model(xb).softmax(1).cpu().numpy())
             seen.append([x.mean((2, 3)) if x.ndim == 4 else x for x in hooks.stored])
-    features = [standard(torch.cat(parts).numpy()) for parts in zip(*seen)]
-    return np.concatenate(features, axis=1), np.concatenate(probs)
+    return [torch.cat(parts).numpy() for parts in zip(*seen)], np.concatenate(probs)
 
 
 def standard(x):
