@@ -24,7 +24,8 @@ from sifar.data.datasets import load_data
 from sifar.data.loaders import BatchAugment, make_dls
 from sifar.log import progress
 from sifar.training import callbacks
-from sifar.training.callbacks import RunLog, SaveLast, SeedEpochs, StopOnNaN, StopOnSignal
+from sifar.training.callbacks import RunLog, SeedEpochs, StopOnNaN, StopOnSignal
+from sifar.training.checkpoints import SaveLast
 from sifar.training.graphs import CudaGraphs
 from sifar.training.learner import settle
 from sifar.training.precision import pick_device, pick_precision

@@ -13,7 +13,8 @@ from ..data.loaders import get_dls, stand_in_dls
 from ..distributed import from_first, is_first
 from ..errors import UserError, one_line
 from ..files import check_form, open_plain
-from ..training.callbacks import DAMAGED, RunLog, SaveBest, SaveLast, fingerprint, load_weights, read_tensors
+from ..training.callbacks import RunLog
+from ..training.checkpoints import DAMAGED, SaveBest, SaveLast, fingerprint, load_weights, read_tensors
 from ..training.learner import get_learner
 from ..training.metrics import best_row
 from .run import Run, check_row, last_checkpoint

@@ -425,7 +425,7 @@ def get_about(cfg, learn, commands):
     "The dictionary of config.json."
     import torch  # here, as train.py --resume RUN --help reads a run folder and should be quick
 
-    from ..training.callbacks import facts, fingerprint
+    from ..training.checkpoints import facts, fingerprint
     from ..training.learner import settle
     from ..training.precision import DTYPES
     data, device, settled = learn.dls.data, learn.dls.device, settle(cfg, learn)

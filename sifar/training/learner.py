@@ -18,13 +18,11 @@ from .callbacks import (
     Mix,
     Precision,
     RunLog,
-    SameFolder,
-    SaveBest,
-    SaveLast,
     SeedEpochs,
     StopOnNaN,
     StopOnSignal,
 )
+from .checkpoints import SameFolder, SaveBest, SaveLast
 from .graphs import CudaGraphs
 from .models import check_arch, get_model
 from .optim import get_opt, lr_and_wd, split_and_decay

@@ -12,7 +12,7 @@ from ..distributed import from_first
 from ..errors import UserError, one_line
 from ..files import ROOT
 from ..log import log
-from .callbacks import DAMAGED, read_tensors
+from .checkpoints import DAMAGED, read_tensors
 from .models import fixed_size
 from .recipe import load_learner
 
