@@ -8,7 +8,6 @@ from torch import nn
 
 from ..errors import UserError
 from ..training.models import ResNet
-from ..training.transfer import hook_inputs
 
 PART = 10_000           # images that are judged together, at most: time grows with its square, a matrix too
 WIDTH, RIDGE = 0.7, 0.7                 # of the kernel ridge regression
@@ -92,6 +91,7 @@ def outputs(learn, images, rows, bs=250):
     """Features of these rows of images by a learner, in parts (n,f), and its probabilities (n,c).
 
     Features are what goes into the last linear layer, and the mean of an earlier stage of our own models."""
+    from ..training.transfer import hook_inputs  # fastai, which takes seconds
     linear = [o for o in learn.model.modules() if isinstance(o, nn.Linear)]
     if not linear: raise UserError(f"The model {learn.arch} has no linear layer, so it cannot judge labels.")
     layers = [linear[-1], *([learn.model.blocks[-2]] if isinstance(learn.model, ResNet) else [])]
