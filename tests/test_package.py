@@ -65,6 +65,15 @@ def test_no_imports_run_in_circles():
     TopologicalSorter(graph).prepare()          # CycleError names the files of a circle
 
 
+def test_commands_import_fastai_only_where_they_need_it():
+    "It takes seconds, and what it imports warns until quiet_imports is called."
+    modules = "app, export, train, sifar.share.predict"
+    modules += ", sifar.runs.check, sifar.runs.compare, sifar.runs.report"
+    code = f"import sys, {modules}; print([o for o in sys.modules if o == 'fastai'])"
+    done = subprocess.run([COLD, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def run(site, folder, *args, exit_code=0, first=""):
     "What a command says of a Python in which the wheel is installed, and before it what is in `first`."
     env = {"PYTHONPATH": f"{first}{os.pathsep}{site}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
