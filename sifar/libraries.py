@@ -1,15 +1,20 @@
 "The libraries that sifar works with, as pyproject.toml says, or where it is installed its metadata."
+import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from .errors import UserError
 from .files import ROOT
 
+OLDEST = 3, 11              # of the Pythons
+
 
 def check_libraries(extra=None):
-    """Raise a UserError where a library is missing, too old or too new.
+    """Raise a UserError where Python is too old, or a library missing, too old or too new.
 
     extra: look also at those of a part of sifar, such as page. A Space says neither, it has its own
     requirements.txt."""
+    if sys.version_info < OLDEST:        # pip looks at this; a checkout is started without it
+        raise UserError(f"Python {sys.version.split()[0]} is here, and sifar works with 3.11 or newer.")
     from packaging.requirements import Requirement
     for need in map(Requirement, needed(extra)):
         # as in: gradio>=6; extra == "page"

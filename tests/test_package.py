@@ -146,6 +146,13 @@ def test_a_library_of_another_time_is_one_line(found, site, tmp_path):
     assert here == want
 
 
+def test_a_python_that_is_too_old_is_one_line(monkeypatch):
+    check_libraries()
+    monkeypatch.setattr("sys.version_info", (3, 10, 13))
+    with pytest.raises(UserError, match=r"^Python \S+ is here, and sifar works with 3.11 or newer.$"):
+        check_libraries()
+
+
 @pytest.mark.parametrize(
     ("library", "args"),
     [("rich", ["train.py", "--help"]), ("numpy", ["app.py"]), ("numpy", ["-m", "sifar.report"])],
