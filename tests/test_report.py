@@ -17,7 +17,7 @@ from sifar import TrainConfig, UserError, get_dls, get_learner
 from sifar.data.datasets import ImageData
 from sifar.data.loaders import make_dls
 from sifar.plots import bars
-from sifar.runs import report
+from sifar.runs import page, report
 from sifar.runs.calibration import (
     calibration_error,
     fit_confidence,
@@ -159,8 +159,8 @@ def test_classes_and_superclasses_have_their_own_accuracy_and_confusions(drawn):
     rows = np.arange(11)
     data = ImageData(np.zeros((11, 8, 8, 3), np.uint8), targs, vocab, rows[:0], rows[:0], rows, of)
     o = SimpleNamespace(rows=rows, targs=targs, preds=preds)
-    report.classes(data, o, "test")
-    pairs = report.confusion(data, o, "test")["pairs"]
+    page.classes(data, o, "test")
+    pairs = page.confusion(data, o, "test")["pairs"]
 
     def bars(title):
         return {
@@ -255,10 +255,10 @@ def test_a_page_of_large_images_of_noise_is_small():
         rows,
     )
     o = SimpleNamespace(rows=rows, targs=rows % 30, preds=(rows + 1) % 30, probs=np.full((120, 30), 1 / 30))
-    found = report.confusion(data, o, "test")
+    found = page.confusion(data, o, "test")
     pngs = [
         found["matrix"],
-        report.hardest(data, o),
+        page.hardest(data, o),
         *(png for pair in found["pairs"] for png in pair["pictures"]),
     ]
     assert len(pngs) == 20 * 3 + 2 and sum(map(len, pngs)) < 1_800_000
@@ -267,7 +267,7 @@ def test_a_page_of_large_images_of_noise_is_small():
 @pytest.mark.parametrize("data", ["/data", "/somebody/data", "data"])
 def test_notes_name_no_folder_above_the_data(data):
     assert (
-        report.without_parents(f"{data}/x.tar.gz is damaged (https://example.org/a)", data)
+        page.without_parents(f"{data}/x.tar.gz is damaged (https://example.org/a)", data)
         == "data/x.tar.gz is damaged (https://example.org/a)"
     )
 
@@ -470,7 +470,7 @@ def test_the_temperature_is_fitted_on_valid_and_shown_on_test(drawn):
         return SimpleNamespace(probs=probs, targs=targs, preds=probs.argmax(1))
 
     test = found(1.0)
-    text = report.calibration({"valid": found(0.4), "test": test}, "test")["text"]
+    text = page.calibration({"valid": found(0.4), "test": test}, "test")["text"]
     assert float(re.search(r"A temperature of ([\d.]+), fitted on valid", text)[1]) == pytest.approx(
         2.5, rel=0.08
     )

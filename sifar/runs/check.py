@@ -16,7 +16,7 @@ from ..distributed import is_first
 from ..errors import UserError
 from ..files import write_file
 from ..log import command, counted, log, log_to_screen, quiet_imports
-from .report import template, thumbnail
+from .page import template, thumbnail
 
 SAME, EXACT, NEAR = "same file", "same pixels", "near twin"
 FLAT, DARK, CUT = "one colour", "nearly black", "cut off"

@@ -22,7 +22,7 @@ import train
 from sifar import UserError, load_learner
 from sifar.files import write_file
 from sifar.runs.load import last_state
-from sifar.runs.report import write_page
+from sifar.runs.page import write_page
 from sifar.runs.run import Run
 from sifar.share.space import model_card
 
