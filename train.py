@@ -18,7 +18,7 @@ def train(cfg, args):
     from sifar.runs.check import say_twins
     from sifar.runs.load import resume
     from sifar.runs.report import write_report
-    from sifar.runs.run import describe_run, open_run
+    from sifar.runs.start import describe_run, open_run
     from sifar.training.explore import auto_lr
     from sifar.training.learner import check_machine, get_learner, run_callbacks
     from sifar.training.mirror import settle_mirror
@@ -94,7 +94,8 @@ def explore_folder(cfg): return Path(cfg.runs) / Path(cfg.dataset).name / "explo
 def train_seeds(cfg, args):
     "Train a run for each seed, then say the mean of their results; `args` is the command line."
     from sifar.runs.compare import means, read_run
-    from sifar.runs.run import Run, check_free, run_path
+    from sifar.runs.run import Run
+    from sifar.runs.start import check_free, run_path
     from sifar.training.learner import check_machine
 
     check_machine(cfg)

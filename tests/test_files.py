@@ -21,7 +21,8 @@ from sifar.files import read_json, write_file, write_json
 from sifar.log import log, log_to_screen
 from sifar.runs import report
 from sifar.runs.load import last_state, load_run
-from sifar.runs.run import Run, locked
+from sifar.runs.run import Run
+from sifar.runs.start import locked
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links, named pipes and signals")
 
@@ -123,7 +124,7 @@ def test_a_folder_that_takes_the_place_of_a_run_is_left_alone(tmp_path):
 OUTLIVED = """
 import os, signal, sys, time
 from pathlib import Path
-from sifar.runs.run import locked
+from sifar.runs.start import locked
 with locked(Path(sys.argv[1])):
     if not os.fork(): print(os.getpid(), flush=True), os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(600)

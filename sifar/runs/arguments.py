@@ -3,7 +3,7 @@ import argparse
 import ast
 import inspect
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -11,10 +11,21 @@ from types import NoneType
 from typing import get_type_hints
 
 from ..cli import Parser
-from ..config import INITS, TrainConfig, check_dataset, flag, has_pictures, is_own, known, options
+from ..config import (
+    FREE_ON_RESUME,
+    INITS,
+    TrainConfig,
+    check_dataset,
+    flag,
+    has_pictures,
+    is_own,
+    known,
+    options,
+)
 from ..data.folder import list_pictures
 from ..data.layout import trained_on
-from .run import Run, check_resumable
+from ..errors import UserError
+from .run import Run
 
 FEW = 500           # training images a class below which a folder is fine-tuned
 
@@ -27,6 +38,19 @@ def parse_args(args=None):
     check_dataset(cfg.dataset)
     if cfg.resume: check_resumable(old, cfg)
     return cfg
+
+
+def check_resumable(old, new):
+    "Refuse to resume with settings that would change the result; more epochs are allowed."
+    before, now = asdict(old), asdict(new)
+    # a folder may have been moved, with its table: what is in it is compared later
+    moved = ("dataset", "labels") if is_own(old.dataset) and is_own(new.dataset) else ()
+    changed = [k for k in now if k not in (*FREE_ON_RESUME, *moved) and now[k] != before[k]]
+    if changed == ["epochs"] and new.epochs > old.epochs: return
+    if changed:
+        listed = ", ".join(f"{flag(k)} {now[k]} (was {before[k]})" for k in changed)
+        raise UserError(f"Cannot resume {new.resume} with other settings: {listed}. "
+                        "Only more --epochs go; leave the others out or start a new run.")
 
 
 def first_settings(given):

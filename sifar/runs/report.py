@@ -13,12 +13,13 @@ from ..data.datasets import unknown_images
 from ..data.splits import SPLITS
 from ..data.twins import tested_twins
 from ..distributed import gather, is_first
+from ..files import write_json
 from ..log import RESULT, counted, log, log_to_screen, quiet_imports
 from ..training.metrics import FEW, balanced_accuracy, best_row
 from .calibration import calibration_error, fit_confidence, unknown_figures
 from .doubts import doubted
 from .page import duration, images_and_hits, label_text, write_page
-from .run import Run, attempt, newest_run, write_metrics
+from .run import Run, attempt, newest_run
 
 
 class Predictions:
@@ -80,7 +81,7 @@ def write_report(learn, cfg, history, notes=(), chosen=True):
     if not cfg.dry_run: say_results(cfg, learn, metrics, found)
     run = Run(learn.path)
     # a training may have begun meanwhile that goes on with this run
-    if not notes and run.settings.epochs == len(history): write_metrics(learn.path, metrics)
+    if not notes and run.settings.epochs == len(history): write_json(learn.path / "metrics.json", metrics)
     write_page(run, history, notes, metrics, learn.dls.data, found)
     return metrics
 

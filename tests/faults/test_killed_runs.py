@@ -18,7 +18,7 @@ from test_train import assert_same_run, command
 
 import train
 from sifar import UserError
-from sifar.runs.run import locked
+from sifar.runs.start import locked
 
 pytestmark = pytest.mark.slow
 LONG = *DIGITS, "--epochs", "60", "--ema", "0.9", "--workers", "2"
