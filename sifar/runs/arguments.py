@@ -25,7 +25,7 @@ from ..config import (
 from ..data.folder import list_pictures
 from ..data.layout import trained_on
 from ..errors import UserError
-from .run import Run
+from .run import Run, changed_settings
 
 FEW = 500           # training images a class below which a folder is fine-tuned
 
@@ -45,10 +45,8 @@ def check_resumable(old, new):
     before, now = asdict(old), asdict(new)
     # a folder may have been moved, with its table: what is in it is compared later
     moved = ("dataset", "labels") if is_own(old.dataset) and is_own(new.dataset) else ()
-    changed = [k for k in now if k not in (*FREE_ON_RESUME, *moved) and now[k] != before[k]]
-    if changed == ["epochs"] and new.epochs > old.epochs: return
-    if changed:
-        listed = ", ".join(f"{flag(k)} {now[k]} (was {before[k]})" for k in changed)
+    listed = changed_settings(before, now, [k for k in now if k not in (*FREE_ON_RESUME, *moved)])
+    if listed:
         raise UserError(f"Cannot resume {new.resume} with other settings: {listed}. "
                         "Only more --epochs go; leave the others out or start a new run.")
 

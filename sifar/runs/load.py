@@ -8,7 +8,7 @@ from types import NoneType
 
 from fastcore.all import noop
 
-from ..config import TrainConfig, flag
+from ..config import TrainConfig
 from ..data.loaders import get_dls, stand_in_dls
 from ..distributed import from_first, is_first
 from ..errors import UserError, one_line
@@ -17,7 +17,7 @@ from ..training.callbacks import RunLog
 from ..training.checkpoints import DAMAGED, SaveBest, SaveLast, fingerprint, load_weights, read_tensors
 from ..training.learner import get_learner
 from ..training.metrics import best_row
-from .run import Run, check_row, last_checkpoint
+from .run import Run, changed_settings, check_row, last_checkpoint
 
 # what of models/last.pth is relied on, as check_form has it; older runs lack what has a ?
 STATE = {
@@ -60,10 +60,8 @@ def check_data(run, data, known):
 def check_settings(run, now, state):
     "Refuse a run whose config.json says other settings, `now`, than models/last.pth was trained with."
     before = state.get("settings", {})          # older runs have none
-    changed = [k for k in before if k in now and now[k] != before[k]]
-    if changed == ["epochs"] and now["epochs"] > before["epochs"]: return
-    if changed:
-        listed = ", ".join(f"{flag(k)} {now[k]} (was {before[k]})" for k in changed)
+    listed = changed_settings(before, now, [k for k in before if k in now])
+    if listed:
         raise UserError(f"{Run(run).config} was changed: it says {listed}, which is another run. "
                         "Change it back, or start a new run.")
 

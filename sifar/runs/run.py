@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
-from ..config import TrainConfig
+from ..config import TrainConfig, flag
 from ..errors import UserError, explain, one_line
 from ..files import check_form, read_file, read_json
 from ..log import command, log
@@ -102,6 +102,13 @@ class Run:
 def parse_settings(saved):
     "The TrainConfig of the settings in config.json, without those of older versions. Errors: UserError."
     return TrainConfig(**{o.name: saved[o.name] for o in fields(TrainConfig) if o.name in saved})
+
+
+def changed_settings(before, now, names):
+    "Those of the settings `names` that differ, as text; None where none do, or there are just more epochs."
+    changed = [k for k in names if now[k] != before[k]]
+    if not changed or changed == ["epochs"] and now["epochs"] > before["epochs"]: return None
+    return ", ".join(f"{flag(k)} {now[k]} (was {before[k]})" for k in changed)
 
 
 def check_about(about):
