@@ -287,4 +287,5 @@ def nearest(what, name, known, also="", cutoff=0.4):
     hint = "no known name is like it"
     if len(known) < 10: hint = f"known are {', '.join(known)}"
     if close: hint = f"did you mean {close[0]}?"
-    raise UserError(f"Unknown {what} {name!r}: {hint}{' (' if also else ''}{also}{')' if also else ''}")
+    if also: hint += f" ({also})"
+    raise UserError(f"Unknown {what} {name!r}: {hint}")

@@ -162,7 +162,8 @@ def check_form(value, form, name="it"):
     elif isinstance(form, dict):
         check_form(value, dict, name)
         for key, of_key in form.items():
-            for k in value if key is str else [key.removesuffix("?")]:
+            names = list(value) if key is str else [key.removesuffix("?")]
+            for k in names:
                 if k in value: check_form(value[k], of_key, k)
                 elif k == key: raise TypeError(f"{k} is missing")
     elif isinstance(form, list):

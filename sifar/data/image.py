@@ -111,8 +111,10 @@ def fit_views(img, sz, n=1, fit="halfway"):
 
     fit: one of FITS. An image that has the size already stays as it is."""
     if img.size == (sz, sz): return n * [img]
-    views = [fit_view(img, sz, fit, share) for share in (VIEWS[n] if n > 1 else [None])]
-    return views + [ImageOps.mirror(view) for view in views] if n == 4 else views
+    shares = VIEWS[n] if n > 1 else [None]          # None: that of `fit`
+    views = [fit_view(img, sz, fit, share) for share in shares]
+    if n == 4: views += [ImageOps.mirror(view) for view in views]
+    return views
 
 
 def fit_view(img, sz, fit, share=None):

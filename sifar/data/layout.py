@@ -146,7 +146,9 @@ def are_flat(folders): return all(o.files and not o.parts() for o in folders)
 
 
 def named_folders(folders, most=5):
-    return ", ".join(f"{o.name}/" for o in folders[:most]) + ", ..." * (len(folders) > most)
+    names = [f"{o.name}/" for o in folders[:most]]
+    if len(folders) > most: names.append("...")
+    return ", ".join(names)
 
 
 def renaming(found, kinds):

@@ -72,7 +72,8 @@ class Budget:
         used, then = self.used.pop(client, (0, now))
         used = max(0, used - (now - then) * self.most / self.seconds)
         allowed = used + n <= share * self.most
-        self.used[client] = used + n * allowed, now
+        if allowed: used += n
+        self.used[client] = used, now
         if len(self.used) > 10_000: del self.used[next(iter(self.used))]        # whose use is longest ago
         return allowed
 
@@ -359,7 +360,7 @@ def check_value(block, value):
         files = value if isinstance(value, list) else [value]
         # of too many, which the page refuses in a word, no more are looked for
         checked = [check_picture(file) for file in files[:MAX_FILES]]
-        return checked + checked[:1] * (len(files) - MAX_FILES)
+        return checked + checked[:1] * max(0, len(files) - MAX_FILES)
     if isinstance(block, components.Radio) and isinstance(value, str): return value
     if isinstance(block, components.Dataset) and type(value) is int and 0 <= value < len(block.samples):
         return value

@@ -25,5 +25,6 @@ def best_row(history, monitor):
         balanced = row.get("balanced")
         # runs from before there was a balanced accuracy kept the first of equal ones
         tie = 0 if balanced is None else -row["valid_loss"]
-        return (balanced or 0) if monitor == "balanced" else row["top1"], tie
+        if monitor == "balanced": return balanced or 0, tie
+        return row["top1"], tie
     return max(history, key=figures)
