@@ -7,7 +7,7 @@ import socket
 import statistics
 import threading
 import time
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -65,85 +65,83 @@ def break_off(url):
         )
 
 
-def test_64_clients_for_two_minutes(exported, pictures, tmp_path, campaign):
-    page = Page(tmp_path, "--model", exported[0] / "learner.pkl")
-    counts, latencies, wrong, lock = {"good": 0, "bad": 0, "hung up": 0, "busy": 0}, [], [], threading.Lock()
-    bad = [o for o in BAD if o != "bomb.png"]
+class Crowd:
+    "Clients that ask a page what good and bad pictures are, or hang up; what came of it is counted."
 
-    def client(seed):
-        rng, c = random.Random(seed), httpx.Client(base_url=page.url, timeout=120)
-        while time.monotonic() < end:
-            kind, path = rng.choices(("good", "bad", "hung up"), (8, 1, 1))[0], rng.choice(sorted(pictures))
-            start = time.monotonic()
-            try:
-                if kind == "good":
-                    got, want = ask(c, path.read_bytes()), pictures[path]
-                elif kind == "bad":
-                    got, want = ask(c, BAD[rng.choice(bad)][0]), None
-                elif rng.random() < 0.5:
-                    got = want = ask(c, path.read_bytes(), hang_up=True)
-                else:
-                    got = want = break_off(page.url)
-            except httpx.HTTPStatusError as e:
-                got, want, kind = e.response.status_code, 503, "busy"  # the queue is full
-            with lock:
-                counts[kind] += 1
-                if kind == "good":
-                    latencies.append(time.monotonic() - start)
-                if got != want:
-                    wrong.append((kind, path, got, want))
-        c.close()
+    def __init__(self, page, pictures):
+        self.page, self.pictures, self.lock = page, pictures, threading.Lock()
+        self.counts = {"good": 0, "bad": 0, "hung up": 0, "busy": 0}
+        self.latencies, self.wrong = [], []
 
-    try:
-        with httpx.Client(base_url=page.url, timeout=60) as c:
-            single = []
-            for path in sorted(pictures):
+    def come(self, seconds):
+        "Let all clients ask for so long, each in a thread."
+        end = time.monotonic() + seconds
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            list(pool.map(lambda seed: self.visit(random.Random(seed), end), range(CLIENTS)))
+
+    def visit(self, rng, end):
+        "Ask again and again."
+        with httpx.Client(base_url=self.page.url, timeout=120) as c:
+            while time.monotonic() < end:
+                (kind,) = rng.choices(("good", "bad", "hung up"), (8, 1, 1))
+                path = rng.choice(sorted(self.pictures))
                 start = time.monotonic()
-                assert ask(c, path.read_bytes()) == pictures[path]
-                single.append(time.monotonic() - start)
-        end = time.monotonic() + 20
-        warm = [threading.Thread(target=client, args=(-i,)) for i in range(CLIENTS)]
-        for o in warm:
-            o.start()
-        for o in warm:
-            o.join()
-        before, end = page.memory(), time.monotonic() + SECONDS
-        latencies.clear()
-        threads = [threading.Thread(target=client, args=(i,)) for i in range(CLIENTS)]
-        for o in threads:
-            o.start()
-        for o in threads:
-            o.join()
-        after = page.memory()
-        p95, predicted = (
-            statistics.quantiles(latencies, n=20)[-1],
-            statistics.median(single) * CLIENTS / AT_ONCE,
-        )
-        line = (
-            f"{sum(counts.values())} requests {counts}, p95 {p95:.2f} s, predicted {predicted:.2f} s, "
-            f"memory {before} -> {after} MB"
-        )
-        print(line)
-        assert not wrong, wrong[:5]
-        assert "Traceback" not in page.log(), page.log()
-        assert (
-            counts["good"] > 300
-            and min(counts["bad"], counts["hung up"]) > 20
-            and counts["busy"] < 0.01 * counts["good"]
-            and p95 <= 3 * predicted
-            and after - before < 100
-        )
-        with httpx.Client(base_url=page.url, timeout=60) as c:
-            path = sorted(pictures)[0]
-            assert ask(c, path.read_bytes()) == pictures[path], "after it a normal request works"
-        campaign(
-            "requests to the page, with bad files and clients that hang up",
-            sum(counts.values()),
-            sum(counts.values()),
-            line,
-        )
-    finally:
-        page.close()
+                try:
+                    got, want = self.once(rng, c, kind, path)
+                except httpx.HTTPStatusError as e:
+                    got, want, kind = e.response.status_code, 503, "busy"  # the queue is full
+                with self.lock:
+                    self.counts[kind] += 1
+                    if kind == "good":
+                        self.latencies.append(time.monotonic() - start)
+                    if got != want:
+                        self.wrong.append((kind, path, got, want))
+
+    def once(self, rng, c, kind, path):
+        "What a question of this kind is answered, and what it should be."
+        if kind == "good":
+            return ask(c, path.read_bytes()), self.pictures[path]
+        if kind == "bad":
+            return ask(c, BAD[rng.choice([o for o in BAD if o != "bomb.png"])][0]), None
+        if rng.random() < 0.5:
+            return 2 * [ask(c, path.read_bytes(), hang_up=True)]
+        return 2 * [break_off(self.page.url)]
+
+
+@pytest.fixture
+def page(exported, tmp_path):
+    o = Page(tmp_path, "--model", exported[0] / "learner.pkl")
+    yield o
+    o.close()
+
+
+def seconds_alone(page, pictures):
+    "The median time of one question after the other, each of which is answered rightly."
+    single = []
+    with httpx.Client(base_url=page.url, timeout=60) as c:
+        for path in sorted(pictures):
+            start = time.monotonic()
+            assert ask(c, path.read_bytes()) == pictures[path]
+            single.append(time.monotonic() - start)
+    return statistics.median(single)
+
+
+def test_64_clients_for_two_minutes(page, pictures, campaign):
+    predicted = seconds_alone(page, pictures) * CLIENTS / AT_ONCE
+    Crowd(page, pictures).come(20)  # warms up
+    before, crowd = page.memory(), Crowd(page, pictures)
+    crowd.come(SECONDS)
+    after, counts, n = page.memory(), crowd.counts, sum(crowd.counts.values())
+    p95 = statistics.quantiles(crowd.latencies, n=20)[-1]
+    times = f"p95 {p95:.2f} s, predicted {predicted:.2f} s"
+    line = f"{n} requests {counts}, {times}, memory {before} -> {after} MB"
+    print(line)
+    assert not crowd.wrong, crowd.wrong[:5]
+    assert "Traceback" not in page.log(), page.log()
+    assert counts["good"] > 300 and min(counts["bad"], counts["hung up"]) > 20
+    assert counts["busy"] < 0.01 * counts["good"] and p95 <= 3 * predicted and after - before < 100
+    seconds_alone(page, pictures)  # after it normal requests work
+    campaign("requests to the page, with bad files and clients that hang up", n, n, line)
 
 
 PATHS = (
@@ -182,61 +180,45 @@ ROUTES = (
 )
 
 
-def test_no_file_outside_is_served(exported, tmp_path, campaign):
-    page, tried = Page(tmp_path, "--model", exported[0] / "learner.pkl"), 0
-    secrets = [
-        (ROOT / o).read_text()[:40]
-        for o in ("/etc/passwd", "app.py", "sifar/config.py", "README.md", "requirements.txt")
-    ] + ["repositoryformatversion", "Running on local URL", '"git_commit"']
-    try:
-        host, port = page.url.removeprefix("http://").split(":")
-        for route in ROUTES:
-            for path in PATHS:
-                reply, path = (
-                    b"",
-                    path.format(model=exported[0] / "learner.pkl", uploads=tmp_path / "uploads"),
-                )
-                with (
-                    socket.create_connection((host, int(port)), timeout=30) as s,
-                    suppress(TimeoutError),
-                ):  # as it is: httpx would tidy the path
-                    s.sendall(
-                        f"GET {route}{path.replace(' ', '%20')} HTTP/1.1\r\n"
-                        "Host: x\r\nConnection: close\r\n\r\n".encode()
-                    )
-                    reply = b"".join(iter(lambda s=s: s.recv(65536), b""))
-                body = reply.partition(b"\r\n\r\n")[2]
-                assert reply and not any(o.encode() in body for o in secrets) and b"data.pkl" not in body, (
-                    route,
-                    path,
-                    reply[:300],
-                )
-                tried += 1
-        assert "Traceback" not in page.log(), page.log()[-3000:]
-    finally:
-        page.close()
-    campaign("requests for files that the page must not serve", tried, tried)
+SECRETS = "/etc/passwd", "app.py", "sifar/config.py", "README.md", "requirements.txt"
 
 
-def test_uploads_do_not_stay(exported, pictures, tmp_path, campaign):
-    page = Page(tmp_path, "--model", exported[0] / "learner.pkl")
-    try:
-        with httpx.Client(base_url=page.url, timeout=60) as c:
-            for path in pictures:
-                ask(c, path.read_bytes(), name=path.name)
-        for _ in range(10):
-            break_off(page.url)
-        end = time.monotonic() + 60
-        while not list((tmp_path / "uploads").rglob("tmp*")) and time.monotonic() < end:
-            time.sleep(0.1)
-        uploaded = [
-            o for o in (tmp_path / "uploads").rglob("*") if o.is_file() and not re.search("examples", str(o))
-        ]
-        assert len(uploaded) >= len(pictures)
-        end = time.monotonic() + 1800
-        while any(o.exists() for o in uploaded) and time.monotonic() < end:
-            time.sleep(5)
-        assert not [o for o in uploaded if o.exists()]
-    finally:
-        page.close()
+def get(page, target):
+    "What the page answers to a GET of this target as it is: httpx would tidy it."
+    host, port = page.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as s:
+        s.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        return b"".join(iter(lambda: s.recv(65536), b""))
+
+
+def test_no_file_outside_is_served(page, exported, tmp_path, campaign):
+    secrets = [(ROOT / o).read_text()[:40] for o in SECRETS]
+    secrets += ["repositoryformatversion", "Running on local URL", '"git_commit"', "data.pkl"]
+    places = {"model": exported[0] / "learner.pkl", "uploads": tmp_path / "uploads"}
+    targets = [f"{route}{path.format(**places)}" for route in ROUTES for path in PATHS]
+    for target in targets:
+        reply = get(page, target)
+        _, _, body = reply.partition(b"\r\n\r\n")
+        assert reply and not any(o.encode() in body for o in secrets), (target, reply[:300])
+    assert "Traceback" not in page.log(), page.log()[-3000:]
+    campaign("requests for files that the page must not serve", len(targets), len(targets))
+
+
+def test_uploads_do_not_stay(page, pictures, tmp_path, campaign):
+    with httpx.Client(base_url=page.url, timeout=60) as c:
+        for path in pictures:
+            ask(c, path.read_bytes(), name=path.name)
+    for _ in range(10):
+        break_off(page.url)
+    end = time.monotonic() + 60
+    while not list((tmp_path / "uploads").rglob("tmp*")) and time.monotonic() < end:
+        time.sleep(0.1)
+    uploaded = [
+        o for o in (tmp_path / "uploads").rglob("*") if o.is_file() and not re.search("examples", str(o))
+    ]
+    assert len(uploaded) >= len(pictures)
+    end = time.monotonic() + 1800
+    while any(o.exists() for o in uploaded) and time.monotonic() < end:
+        time.sleep(5)
+    assert not [o for o in uploaded if o.exists()]
     campaign("uploads, some broken off, that are gone after some minutes", len(uploaded), len(uploaded))
