@@ -3,7 +3,7 @@
 The tests start `python train.py` and the like as their users do. conftest.py lets `sys.executable` name a
 script that runs this file. What it starts is a process of its own, with its own arguments, folder,
 environment, input, output, limits and end. The real Python starts where this cannot stand for it:
-with interpreter flags other than -W ignore, -u, -c and -m sifar.*, and in a folder with another sifar in it.
+with interpreter flags other than -W ignore, -u, -c, -m of MODULES, and in a folder with another sifar in it.
 
     python forkserver.py ADDRESS MAIN ARGS...           what stands for `python ARGS...`
     python forkserver.py --serve ADDRESS MAIN           the server; it ends with the process MAIN
@@ -22,6 +22,7 @@ PRELOAD = (
     "timm",
     "albumentations",
     "matplotlib.pyplot",
+    "gradio",
     "sifar.training.explore",
     "sifar.runs.report",
     "sifar.runs.compare",
@@ -29,8 +30,10 @@ PRELOAD = (
     "sifar.share.predict",
     "coverage",
 )
+MODULES = "sifar.", "torch.distributed.run"
 MEASURED = "COVERAGE_PROCESS_CONFIG"  # set by `pytest --cov` for the processes of tests: see pyproject.toml
-READ_AT_IMPORT = {"HF_": "huggingface_hub"}  # variables that a library reads once, as it is imported
+# variables that a library reads once, as it is imported, and what has imported that one
+READ_AT_IMPORT = {"HF_": ("huggingface_hub", "gradio", "gradio_client")}
 
 
 # ---- the client: imports little, as it starts often ----
@@ -50,7 +53,7 @@ def parse(args):
             break
         else:
             return None
-    if not args or (o["kind"] == "-m" and not args[0].startswith("sifar.")):
+    if not args or (o["kind"] == "-m" and not args[0].startswith(MODULES)):
         return None
     return {**o, "what": args[0], "args": args[1:]}
 
@@ -231,10 +234,10 @@ def forget_stale_modules(env):
     def of(env, prefix):
         return {k: v for k, v in env.items() if k.startswith(prefix)}
 
-    for prefix, library in READ_AT_IMPORT.items():
+    for prefix, libraries in READ_AT_IMPORT.items():
         if of(env, prefix) == of(os.environ, prefix):
             continue
-        for name in [name for name in sys.modules if name.split(".")[0] == library]:
+        for name in [name for name in sys.modules if name.split(".")[0] in libraries]:
             del sys.modules[name]
 
 

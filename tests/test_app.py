@@ -15,7 +15,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import COLD
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -49,18 +48,18 @@ class Page:
     def __init__(self, folder, *args, cwd=ROOT, python=None):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{s.getsockname()[1]}"
+            port = s.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
         self.folder, self.out = folder, open(folder / "log", "w+")
         env = {
             **os.environ,
             "http_proxy": "http://127.0.0.1:9",
-            "GRADIO_SERVER_PORT": self.url.rpartition(":")[2],
             "GRADIO_TEMP_DIR": str(folder / "uploads"),
             "TMPDIR": str(folder),
         }
         env.pop("SIFAR_MODEL", None)
         self.process = subprocess.Popen(
-            [python or sys.executable, "app.py", *map(str, args)],
+            [python or sys.executable, "app.py", "--port", str(port), *map(str, args)],
             cwd=cwd,
             env=env,
             stdout=self.out,
@@ -94,7 +93,7 @@ def connect(url):
 
 @pytest.fixture(scope="module")
 def page(exported, tmp_path_factory):
-    o = Page(tmp_path_factory.mktemp("app"), "--model", exported[0] / "learner.pkl", python=COLD)
+    o = Page(tmp_path_factory.mktemp("app"), "--model", exported[0] / "learner.pkl")
     yield o
     o.close()
 
@@ -292,9 +291,11 @@ def test_memory_stays_level_over_2000_requests(page, client, pictures):
 
 
 def test_without_a_model_the_page_says_how_to_make_one(tmp_path):
-    shutil.copy(ROOT / "app.py", tmp_path)
-    (tmp_path / "sifar").symlink_to(ROOT / "sifar")
-    page = Page(tmp_path, cwd=tmp_path)
+    folder = tmp_path / "space"
+    folder.mkdir()
+    shutil.copy(ROOT / "app.py", folder)
+    (folder / "sifar").symlink_to(ROOT / "sifar")
+    page = Page(folder, cwd=folder)
     try:
         assert "export.py" in str(connect(page.url).config)
     finally:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import DIGITS
+from conftest import COLD, DIGITS
 from filelock import FileLock
 from PIL import Image
 
@@ -87,10 +87,17 @@ with joined("auto"):
 """
 
 
-def torchrun(*args, n=2):
+def torchrun(*args, n=2, python=COLD):
     "The command line of `n` processes that run `args`."
-    start = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    start = [python, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
     return [*start, "--nproc_per_node", str(n), *map(str, args)]
+
+
+def forked(*args, **kwargs):
+    "Run `n` processes that are forked from the server, torchrun's own one too."
+    env = {**os.environ, "PYTHON_EXEC": sys.executable, "PYTHONPATH": os.getcwd()}
+    words = torchrun(*args, **kwargs, python=sys.executable)
+    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture
@@ -118,8 +125,8 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     "Weights after 20 steps, by batches and by items, SGD and Muon, and the figures on valid."
     script = tmp_path / "steps.py"
     script.write_text(STEPS)
-    env = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    subprocess.run(torchrun(script, tmp_path / "two"), env=env, check=True, timeout=300)
+    done = forked(script, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
     here = runpy.run_path(script)
     for settings, (two, others) in zip(here["SETTINGS"], torch.load(tmp_path / "two")):
         one, figures = here["steps"](**settings)
@@ -149,7 +156,7 @@ def test_batches_that_cannot_be_shared_out_are_one_line(monkeypatch):
 
 
 def test_what_all_processes_have_to_say_is_said_once():
-    done = subprocess.run(torchrun("train.py", "--bs", "abc", n=3), capture_output=True, text=True)
+    done = forked("train.py", "--bs", "abc", n=3)
     assert done.returncode and done.stderr.count("--bs: 'abc' should be a whole number or auto") == 1
 
 
@@ -175,7 +182,7 @@ def test_a_process_has_its_own_part_of_valid_and_test(monkeypatch):
 
 def predict(exported, folder, table):
     args = "-m", "sifar.predict", exported[0] / "learner.pkl", folder, "--csv", table
-    return subprocess.run(torchrun(*args, n=3), capture_output=True, text=True, timeout=300)
+    return forked(*args, n=3)
 
 
 def test_files_are_shared_out_among_more_processes_than_there_are(exported, image_files, tmp_path):

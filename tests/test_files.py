@@ -285,7 +285,7 @@ def test_where_no_file_may_be_written_there_is_a_word(tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}
     with open(tmp_path / "out", "w") as out:
         done = subprocess.run(
-            [COLD, *command(*SHORT, "--runs", tmp_path / "runs")[1:]],
+            command(*SHORT, "--runs", tmp_path / "runs"),
             env=env,
             stdout=out,
             stderr=subprocess.PIPE,
