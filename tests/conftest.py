@@ -22,7 +22,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
-import torch
 from filelock import FileLock
 from forkserver import stand_in
 from matplotlib.figure import Figure
@@ -40,7 +39,6 @@ def pytest_configure(config):
     "But for the tests of GPUs, all is about processors, on every machine."
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch.set_num_threads(1)
     # nohup, under which the tests may run, lets programs ignore it
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -274,7 +272,7 @@ def write_images(folder, n, color=(200, 30, 60), size=(40, 30), suffix="png"):
 
 def on_pictures(folder, tmp_path):
     "The flags of train.py for one epoch on a folder of pictures; the run is below `tmp_path`/runs."
-    small = "--arch", "resnet8", "--epochs", 1
+    small = "--arch", "resnet8", "--epochs", 1, "--mirror", "on"        # auto would take a second to look
     return "--dataset", folder, "--data", tmp_path, *small, "--runs", tmp_path / "runs"
 
 

@@ -379,7 +379,7 @@ def test_a_larger_size_is_proposed_for_large_pictures_alone(tmp_path, capsys):
     for name, size in (("large", (300, 200)), ("small", (90, 60))):
         for c in PETS:
             write_images(tmp_path / name / c, 10, size=size)
-    run(*on_pictures(tmp_path / "small", tmp_path), "--name", "a")
+    run(*on_pictures(tmp_path / "small", tmp_path), "--mirror", "auto", "--name", "a")
     run(*on_pictures(tmp_path / "large", tmp_path), "--sz", 48)
     assert larger_size(200, 10**7) is None, "no machine can train it"
     assert "--sz" not in capsys.readouterr().out, "small, or one was given"
@@ -424,7 +424,7 @@ def test_a_long_thin_picture_is_padded(tmp_path):
 def test_trainings_of_several_seeds_say_once_what_they_share(tmp_path, capsys):
     make(tmp_path / "pets", "cat", "dog", n=10)
     (tmp_path / "pets" / "cat" / "notes.txt").write_text("no picture")
-    run(*on_pictures(tmp_path / "pets", tmp_path), "--seeds", 2, "--name", "a")
+    run(*on_pictures(tmp_path / "pets", tmp_path), "--mirror", "auto", "--seeds", 2, "--name", "a")
     out = capsys.readouterr().out
     for words in "2 classes: cat, dog", "no pictures (.txt): 1", "--mirror off", "parameters;":
         assert out.count(words) == 1, words

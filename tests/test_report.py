@@ -131,24 +131,16 @@ def test_the_command_writes_the_same_again(finished, capsys):
 
 def test_a_run_on_cifar100_has_a_page_also_where_its_data_are_elsewhere(tmp_path, tiny_cifar, monkeypatch):
     write_cifar(tmp_path / "data", "cifar100")
-    run(
-        "--data",
-        tmp_path / "data",
-        "--arch",
-        "resnet8",
-        "--epochs",
-        1,
-        "--runs",
-        tmp_path / "runs",
-        "--name",
-        "a",
-    )
-    text = (tmp_path / "runs" / "cifar100" / "a" / "report.html").read_text()
+    run("--data", tmp_path / "data", "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs")
+    (path,) = (tmp_path / "runs" / "cifar100").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}-resnet8", path.name)
+    assert json.loads((path / "metrics.json").read_text())["classes"] == 100
+    text = (path / "report.html").read_text()
     assert "fine" in text and len(text) < 3_000_000 and all(f"<h2>{o}</h2>" in text for o in SECTIONS)
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     monkeypatch.setenv("SIFAR_DATA", str(tmp_path / "elsewhere"))
-    report.main([str(tmp_path / "runs" / "cifar100" / "a")])
-    again = (tmp_path / "runs" / "cifar100" / "a" / "report.html").read_text()
+    report.main([str(path)])
+    again = (path / "report.html").read_text()
     assert all(f"<h2>{o}</h2>" in again for o in SECTIONS)
 
 

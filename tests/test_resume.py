@@ -16,8 +16,7 @@ import export
 from sifar import TrainConfig, UserError, get_dls, get_learner
 
 
-@pytest.mark.parametrize("signum, code", [
-    (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_an_interrupted_run_goes_on_to_the_same_weights(undisturbed, tmp_path, signum, code):
     ended, out, err = cut(signum, *SMALL, "--runs", tmp_path, "--name", "cut")
     path = tmp_path / "digits" / "cut"
@@ -31,14 +30,15 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(undisturbed, tmp_path, s
 
 
 def test_a_run_stopped_in_its_first_epoch_can_be_resumed(undisturbed, tmp_path):
-    cut(signal.SIGINT, *SMALL, "--runs", tmp_path, "--name", "cut", until="train loss")
+    code, *_ = cut(signal.SIGTERM, *SMALL, "--runs", tmp_path, "--name", "cut", until="train loss")
+    assert code == 143
     run("--resume", tmp_path / "digits" / "cut")
     assert_same_run(undisturbed, tmp_path / "digits" / "cut")
 
 
 def test_a_run_stopped_in_its_report_says_how_to_go_on(tmp_path):
-    code, out, err = cut(signal.SIGTERM, *SHORT, "--runs", tmp_path, "--name", "cut", until="valid  top-1")
-    assert code == 143 and "Traceback" not in err
+    code, out, err = cut(signal.SIGHUP, *SHORT, "--runs", tmp_path, "--name", "cut", until="valid  top-1")
+    assert code == 129 and "Traceback" not in err
     assert f"--resume {tmp_path / 'digits' / 'cut'}" in out
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COLD, DIGITS, LONG, SHORT, SMALL, on_pictures, write_cifar
+from conftest import COLD, DIGITS, LONG, SHORT, SMALL, on_pictures
 
 import train
 from sifar import TrainConfig
@@ -252,16 +252,6 @@ def test_without_a_validation_split_the_last_weights_count(tmp_path, capsys):
     assert not (path / "models" / "best.pth").exists() and history(path)[0]["top1"] == ""
     learn = load_run(path)
     assert all(torch.equal(v, weights(path)["model"][k]) for k, v in learn.model.state_dict().items())
-
-
-def test_cifar100_end_to_end(tmp_path, tiny_cifar):
-    write_cifar(tmp_path, "cifar100")
-    run("--data", tmp_path, "--arch", "resnet8", "--epochs", 1, "--runs", tmp_path / "runs")
-    (path,) = (tmp_path / "runs" / "cifar100").iterdir()
-    assert (
-        re.fullmatch(r"\d{8}-\d{6}-resnet8", path.name)
-        and json.loads((path / "metrics.json").read_text())["classes"] == 100
-    )
 
 
 def test_a_folder_end_to_end(image_folder, tmp_path, capsys):
