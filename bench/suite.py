@@ -10,7 +10,7 @@ from pathlib import Path
 
 BIN = Path(sys.executable).parent
 MOST = 8            # times the training
-COVERAGE = "--cov", "--cov-fail-under", "88"    # --cov takes a path behind it for all there is to measure
+COVERAGE = "--cov", "--cov-fail-under", "95"    # --cov takes a path behind it for all there is to measure
 WORKERS = "-n", "2", "--dist", "loadscope"      # a file stays with one worker: what it trains is trained once
 
 
