@@ -7,14 +7,13 @@ so a run that broke off goes on. Choices are made without --test: accuracy is th
 images that no draw takes labels from. With --test it is that on the 10,000 test images, each row once.
 Recipes: `scratch`, `frozen`, `finetune`, or flags of train.py as quoted texts, to try others."""
 import argparse
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from bench.sweep import append_row, read_rows
+from bench.sweep import append_row, read_rows, trained
 from sifar.cli import one_line_errors
 from sifar.log import log, log_to_screen, quiet_imports
 from sifar.runs.arguments import parse_args
@@ -40,18 +39,8 @@ def draw(data, labels, number, split):
 
 def train(cfg, data):
     "Top-1 in percent on data.test of the last epoch of a training by `cfg`."
-    from sifar.data.loaders import make_dls
-    from sifar.training.callbacks import SeedEpochs, StopOnNaN
-    from sifar.training.learner import get_learner
-
-    dls = make_dls(cfg, data, data.stats())
-    with tempfile.TemporaryDirectory() as path:
-        learn = get_learner(dls, cfg, path=Path(path))
-        with learn.no_bar(), learn.no_logging():
-            warmup = cfg.warmup * cfg.epochs
-            learn.fit_warmup_cosine(
-                cfg.epochs, warmup=warmup, fall=cfg.schedule, cbs=[SeedEpochs(cfg.seed), StopOnNaN()])
-            probs, targs = learn.get_preds(2)
+    learn = trained(cfg, data)
+    with learn.no_bar(): probs, targs = learn.get_preds(2)
     return 100 * (probs.argmax(1) == targs).float().mean().item()
 
 

@@ -6,6 +6,7 @@ import http.server
 import io
 import os
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -308,9 +309,15 @@ def undisturbed(tmp_path_factory):
     return made_once(tmp_path_factory, "undisturbed", make) / "digits" / "whole"
 
 
+@pytest.fixture
+def finished(undisturbed, tmp_path):
+    "A copy of that run, to be spoilt."
+    return Path(shutil.copytree(undisturbed, tmp_path / "copy"))
+
+
 @pytest.fixture(scope="session")
 def exported(run_folder, tmp_path_factory):
-    "That run, exported, and its Space; not to be changed."
+    "The run of 8 epochs, exported, and its Space; not to be changed."
 
     def make(space):
         export.main([str(run_folder), "--weights", "--space", str(space / "space")])

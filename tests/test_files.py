@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,12 +24,6 @@ from sifar.runs.run import Run
 from sifar.runs.start import locked
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links, named pipes and signals")
-
-
-@pytest.fixture
-def finished(undisturbed, tmp_path):
-    "A copy of a finished run, to be spoilt."
-    return shutil.copytree(undisturbed, tmp_path / "copy")
 
 
 @pytest.fixture

@@ -2,10 +2,8 @@
 
 import json
 import os
-import shutil
 import signal
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -87,12 +85,6 @@ def test_a_name_that_is_taken_is_refused(undisturbed, capsys):
     before = (undisturbed / "history.csv").read_text()
     assert "is there already" in failure(capsys, *SMALL, "--runs", undisturbed.parents[1], "--name", "whole")
     assert (undisturbed / "history.csv").read_text() == before
-
-
-@pytest.fixture
-def finished(undisturbed, tmp_path):
-    "A copy of the run folder, to be spoilt."
-    return Path(shutil.copytree(undisturbed, tmp_path / "copy"))
 
 
 def test_a_run_without_its_checkpoints_is_refused_and_left_as_it_is(finished, capsys):
