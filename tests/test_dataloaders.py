@@ -1,6 +1,7 @@
 import copy
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,22 @@ def test_a_batch_that_a_worker_cannot_send_is_missed(monkeypatch, capfd):
         epoch(get_dls(digits(bs=512, workers=1)))
     assert "exited unexpectedly" in explain(e.value) and "--workers 0" in explain(e.value)
     assert "Traceback" not in capfd.readouterr().err
+
+
+KILLED = """
+import os, signal, time
+from sifar import TrainConfig, get_dls
+batches = iter(get_dls(TrainConfig(dataset="digits", bs=128, workers=2)).train)
+next(batches)
+time.sleep(1)                           # the workers have made the next ones, and wait for a reader
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_training_that_is_killed():
+    # which is over where nobody is left that could write
+    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
 
 
 def test_an_epoch_counts_its_batches():

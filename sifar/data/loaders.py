@@ -4,10 +4,12 @@ import os
 import random
 import signal
 from dataclasses import replace
+from multiprocessing import parent_process
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.queues import Queue
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from threading import Thread
 
 import fastai.vision.data  # noqa: F401    gives show_batch the display of images
 import numpy as np
@@ -140,6 +142,12 @@ def within(at, length): return (at >= 0) & (at < length)
 def outer(rows, cols): return rows[:, :, None] & cols[:, None, :]
 
 
+def end_with(process):
+    "End this process when that one has ended: of a training that was killed, nobody reads the next batch."
+    process.join()
+    os._exit(1)
+
+
 class ArrayDL(TfmdDL):
     """A TfmdDL that reads, augments and collates the rows of an array a whole batch at a time.
 
@@ -156,12 +164,13 @@ class ArrayDL(TfmdDL):
         return state
 
     def wif(self):
-        "A worker leaves Ctrl-C to this process, which ends it, and sends batches through its pipe."
+        "A worker leaves Ctrl-C to this process, ends when this one does, and sends batches through its pipe."
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # torch's way is shared memory, of which containers have little
         ForkingPickler.register(torch.UntypedStorage, by_value)
         # a batch that cannot be sent would be left out without a word: torch notices a worker that ends
         Queue._on_queue_feeder_error = staticmethod(lambda e, obj: os._exit(1))     # type: ignore
+        Thread(target=end_with, args=(parent_process(),), daemon=True).start()
 
     def __iter__(self):
         seen = 0
