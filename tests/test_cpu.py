@@ -112,7 +112,7 @@ def test_a_training_with_them_is_the_same_training(precision, close, monkeypatch
     for able in (False, True):
         able_to = {"amx_bf16": able}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda a=able_to: a, raising=False)
-        cfg = TrainConfig(dataset="digits", arch="resnet10", bs=64, sizes="16", precision=precision)
+        cfg = TrainConfig(dataset="digits", arch="resnet10", bs=32, sizes="16", precision=precision)
         learn, seen = get_learner(get_dls(cfg), cfg), Look()
         if precision == "fp32" and not able: learn.remove_cb(learn.precision)
         with learn.no_bar(), learn.no_logging():

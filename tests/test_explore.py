@@ -23,7 +23,7 @@ from sifar.files import ROOT
 from sifar.runs.arguments import parse_args
 from sifar.training.explore import SUGGESTIONS, find_lr, profile, shown, step_times
 
-QUICK = *DIGITS, "--bs", "16", "--sizes", "8"
+QUICK = *DIGITS, "--sizes", "8"
 
 
 def digits(**kwargs):
@@ -84,7 +84,7 @@ def test_the_command_saves_curve_and_plot_and_says_how_to_train(looked):
     folder, suggestions = runs / "digits" / "explore", suggested(out)
     assert set(suggestions) == set(SUGGESTIONS)
     cfg = parse_args(shlex.split(out.split("train.py", 1)[1].splitlines()[0]))
-    assert cfg.lr == suggestions["valley"] and cfg.epochs == 3 and not cfg.lr_find and cfg.bs == 16
+    assert cfg.lr == suggestions["valley"] and cfg.epochs == 3 and not cfg.lr_find and cfg.bs == 64
     with (folder / "lr_find.csv").open() as f:
         lrs = [float(o["lr"]) for o in csv.DictReader(f)]
     assert len(lrs) > 20 and lrs == sorted(lrs) and lrs[0] < 1e-6
