@@ -18,7 +18,7 @@ test: .venv/installed-dev
 	$(BIN)/python -m bench.suite
 
 test-all: .venv/installed-dev
-	$(BIN)/python -m bench.suite -m "slow or not slow" --ignore tests/faults
+	$(BIN)/python -m bench.suite --cov --cov-fail-under 95 -m "slow or not slow" --ignore tests/faults
 
 faults: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow tests/faults

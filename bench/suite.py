@@ -10,7 +10,6 @@ from pathlib import Path
 
 BIN = Path(sys.executable).parent
 MOST = 8            # times the training
-COVERAGE = "--cov", "--cov-fail-under", "95"    # --cov takes a path behind it for all there is to measure
 WORKERS = "-n", "2", "--dist", "loadscope"      # a file stays with one worker: what it trains is trained once
 
 
@@ -27,7 +26,7 @@ def main(args):
     tests = sum((
         seconds(BIN / "ruff", "check", "."),
         seconds(BIN / "mypy"),
-        seconds(sys.executable, "-m", "pytest", *WORKERS, *COVERAGE, *args)))
+        seconds(sys.executable, "-m", "pytest", *WORKERS, *args)))
     with tempfile.TemporaryDirectory() as runs:
         smoke = seconds(sys.executable, "train.py", "--preset", "smoke", "--runs", runs)
     print(f"ruff, mypy and the tests took {tests:.0f} s: {tests / smoke:.1f} times the {smoke:.0f} s "
