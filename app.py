@@ -30,6 +30,7 @@ from sifar.errors import UserError
 from sifar.files import csv_text, read_about, write_file
 from sifar.log import command, quiet_imports, relative
 from sifar.share.guard import MAX_FILES, guarded, open_picture
+from sifar.training.metrics import FEW
 
 HERE = Path(__file__).parent
 MAX_MB = 20                                     # of an uploaded file
@@ -223,6 +224,7 @@ def about(path, predictor):
 def model_facts(saved):
     "The rows of the table, from what is saved in a model.json; what it does not have is empty."
     test, photos = saved.get("test") or {}, saved.get("photos")
+    top5 = test.get("top5") if len(saved.get("classes") or []) > FEW else None
     images = (saved.get("images") or {}).get("train")
     return {
         "architecture": saved.get("arch"),
@@ -231,7 +233,7 @@ def model_facts(saved):
         "epochs": saved.get("epochs"),
         "training images": images and f"{images:,}",
         "test top-1": test.get("top1") and f"{test['top1']:.2%}",
-        "test top-5": test.get("top5") and f"{test['top5']:.2%}",
+        "test top-5": top5 and f"{top5:.2%}",
         "ordinary photographs": photos and f"{photos['top1']:.0%} of {photos['images']} are right, "
                                            f"{photos['top5']:.0%} among the first five",
         "commands": ", then ".join(saved.get("commands") or []),
@@ -439,9 +441,11 @@ def many_pictures(answers):
         photos = gr.Gallery(object_fit="cover", elem_id="shown", **shown)
         with gr.Accordion(f"As the model sees them: {sz} x {sz} pixels", open=False):
             seen = gr.Gallery(object_fit="contain", **shown)
-        table = gr.Dataframe(headers=HEADERS, label="Labels and their probabilities", interactive=False,
-                             wrap=True, column_widths=["24%", "25%", "22%", "29%"], elem_id="table")
         download = gr.DownloadButton("Download as CSV", interactive=False, variant="primary")
+        # as high as all of its rows: the page scrolls, not a box in it
+        table = gr.Dataframe(headers=HEADERS, label="Labels and their probabilities", interactive=False,
+                             wrap=True, max_height=400 * MAX_FILES, elem_id="table",
+                             column_widths=["24%", "25%", "22%", "29%"])
     files.change(answers.show_many, files, [results, table, photos, seen, download], **PRIVATE | MANY)
     return files, table
 

@@ -23,6 +23,7 @@ import app
 from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner
 from sifar.share.export import some_images, write_learner
 from sifar.share.predictor import Answer
+from sifar.share.space import model_card
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next((o for o in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if o), None)
@@ -166,6 +167,15 @@ def test_a_damaged_model_json_is_one_line(exported, tmp_path):
         (tmp_path / "model.json").write_text(json.dumps({**whole, **o}))
         with pytest.raises(UserError, match="model.json is damaged"):
             app.about(tmp_path / "learner.pkl", predictor)
+
+
+def test_of_few_classes_no_top5_is_told(exported):
+    model = json.loads((exported[0] / "model.json").read_text())
+    few = {**model, "classes": model["classes"][:5]}
+    told = [app.model_facts(o)["test top-5"] for o in (model, few, {})]
+    assert told[0].endswith("%") and told[1:] == [None, None]
+    rows = [row for row in model_card(few).decode().splitlines() if row.startswith(("| test", "| valid"))]
+    assert len(rows) == 2 and all(row.endswith("| - |") for row in rows)
 
 
 def test_headlines_say_how_sure_the_model_is_and_names_have_no_underscores():
@@ -536,6 +546,22 @@ def test_many_pictures_give_a_gallery_and_a_csv_file(tab, pictures, tmp_path):
         and lines[0].startswith("file,label,probability,or else")
         and lines[1].startswith("0.png,")
     )
+
+
+SCROLLS = """() => [...document.querySelectorAll("#table *")]
+    .filter(o => ["auto", "scroll"].includes(getComputedStyle(o).overflowY))
+    .filter(o => o.scrollHeight > o.clientHeight + 1).length"""
+
+
+@pytest.mark.parametrize(
+    "tab", [{"viewport": {"width": 375, "height": 800}, "is_mobile": True}], indirect=True
+)
+def test_the_table_of_many_pictures_is_as_high_as_its_rows(tab, pictures):
+    tab.get_by_role("tab", name="Many").click()
+    tab.locator("#files input[type=file]").set_input_files(3 * pictures)
+    tab.locator("#table td").get_by_text(pictures[-1].name).last.wait_for()
+    assert tab.locator("#table tbody tr").count() >= 3 * len(pictures)
+    assert tab.evaluate(SCROLLS) == 0
 
 
 @pytest.mark.slow

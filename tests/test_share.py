@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,8 +29,10 @@ import export
 import train
 from bench.archive import archive
 from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner, load_learner
+from sifar.cli import parse_args
 from sifar.data.datasets import load_data
 from sifar.runs.load import load_run
+from sifar.runs.run import Run
 from sifar.share.classifier import get_classifier
 from sifar.share.export import map_weights, write_learner
 from sifar.share.predict import main as predict
@@ -121,6 +124,15 @@ def test_the_published_classifier_is_as_good_as_its_record_says(tmp_path):
     best = Predictor(run).predict_batch(list(data.images[data.test]), 1)
     top1 = np.mean([label == data.vocab[y] for ((label, _),), y in zip(best, data.labels[data.test])])
     assert top1 == pytest.approx(json.loads((run / "metrics.json").read_text())["test"]["top1"], abs=0.001)
+
+
+def test_the_command_of_the_published_classifier_is_its_recipe_though_the_preset_has_changed():
+    run = Run(ROOT / "results" / "cifar100-resnet18")
+    _, _, *args = shlex.split(*run.about["commands"])
+    now, then = vars(parse_args(args)), vars(run.settings)
+    # these are settled as a training starts
+    settled = "bs", "lr", "wd", "precision", "mirror", "data"
+    assert [k for k in then if now[k] != then[k] and k not in settled] == []
 
 
 def test_a_run_is_exported_without_its_data_set(tmp_path, tiny_cifar):

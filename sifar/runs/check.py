@@ -211,6 +211,7 @@ def run(cfg, model, html):
     folder.mkdir(parents=True, exist_ok=True)
     write_fixes(path, table(data, found))
     if html: write_check(folder / "check.html", Path(cfg.dataset).name, data, found, lines)
+    if not found: return log.info("The counts are in %s", folder)
     labels = ("--labels", cfg.labels) if cfg.labels else ()
     log.info("All of it is in %s. Write drop or relabel in place of keep, then:", folder)
     log.info("  %s", command("train.py", "--dataset", cfg.dataset, *labels, "--fixes", path))

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import UserError, need, visible
 from ..files import PACKAGE, ROOT, read_about, write_file
 from ..log import log
+from ..training.metrics import FEW
 
 # what the page imports
 NEEDED = ("fastai", "fastcore", "gradio", "matplotlib", "numpy", "pillow", "rich", "safetensors",
@@ -99,6 +100,7 @@ def model_card(about, light=False):
 def card_row(split, about, note):
     figures = about[split]
     top1, top5 = (f"{100 * figures[k]:.2f} %" for k in ("top1", "top5"))
+    if len(about["classes"]) <= FEW: top5 = "-"
     return {"split": split, "images": about["images"][split], "note": note, "top1": top1, "top5": top5}
 
 
