@@ -230,6 +230,7 @@ def model_facts(saved):
         "architecture": saved.get("arch"),
         "parameters": saved.get("parameters") and f"{saved['parameters']:,}",
         "trained on": saved.get("dataset"),
+        "from the weights of": saved.get("init"),
         "epochs": saved.get("epochs"),
         "training images": images and f"{images:,}",
         "test top-1": test.get("top1") and f"{test['top1']:.2%}",

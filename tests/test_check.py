@@ -102,6 +102,7 @@ def test_mirror_images_are_no_twins_where_left_and_right_make_the_class(tmp_path
     run("signs")
     out = capsys.readouterr().out
     assert "are recognised when mirrored" in out and "near twin" not in out
+    assert "Nothing odd was found" in out and "Write drop" not in out
     assert not load_data(TrainConfig(dataset="signs", mirror="off")).mirrored
 
 

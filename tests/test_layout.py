@@ -212,6 +212,9 @@ def test_a_run_goes_on_where_its_folder_was_moved_to(tmp_path, capsys):
     path, new = tmp_path / "runs" / "pets" / "a", tmp_path / "new" / "animals"
     shutil.copytree(tmp_path / "pets", new)
     shutil.rmtree(tmp_path / "pets")
+    with pytest.raises(SystemExit):
+        run("--resume", path, "--epochs", 2)
+    assert "pets is not there: if it was moved, name its new place by --dataset" in capsys.readouterr().err
     run("--resume", path, "--dataset", new, "--epochs", 2)
     assert json.loads((path / "metrics.json").read_text())["epochs"] == 2
     (path / "metrics.json").unlink()

@@ -29,8 +29,8 @@ import export
 import train
 from bench.archive import archive
 from sifar import Predictor, TrainConfig, UserError, get_dls, get_learner, load_learner
-from sifar.cli import parse_args
 from sifar.data.datasets import load_data
+from sifar.runs.arguments import parse_args
 from sifar.runs.load import load_run
 from sifar.runs.run import Run
 from sifar.share.classifier import get_classifier

@@ -15,7 +15,7 @@ from sifar import TrainConfig, UserError, get_dls, get_learner
 from sifar.data.datasets import ImageData
 from sifar.data.loaders import settled
 from sifar.runs.arguments import parse_args
-from sifar.runs.report import standard_error
+from sifar.runs.report import balanced_error, standard_error
 from sifar.training.metrics import balanced_accuracy
 from sifar.training.models import get_model, stages
 
@@ -248,6 +248,15 @@ def test_the_balanced_accuracy_is_that_of_scikit_learn():
 def test_a_standard_error_is_that_of_so_many_images_and_never_0():
     assert standard_error(0.544, 252) == pytest.approx((0.544 * 0.456 / 252) ** 0.5, rel=0.02)
     assert 0.1 < standard_error(1.0, 3) < 0.3 and standard_error(0.0, 3) == standard_error(1.0, 3)
+
+
+def test_the_error_of_a_balanced_accuracy_is_what_draws_of_the_images_show():
+    rng = np.random.default_rng(0)
+    targs = np.repeat([0, 1, 2], (400, 60, 20))
+    right = rng.random((2000, len(targs))) < np.array([0.9, 0.6, 0.7])[targs]
+    draws = [balanced_accuracy(np.where(row, targs, 3), targs) for row in right]
+    told = np.mean([balanced_error(np.where(row, targs, 3), targs) for row in right])
+    assert told == pytest.approx(np.std(draws), rel=0.1)
 
 
 def test_a_card_says_what_a_model_started_from(exported, tmp_path):

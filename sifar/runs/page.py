@@ -23,6 +23,11 @@ from .run import column
 FEW_CLASSES = 30            # so many fit into a matrix that can be read
 PAIRS, THUMBNAIL = 20, 64   # pairs of classes that are shown; the side of their pictures in pixels
 WORST = 24                  # images that are shown as top losses
+# the columns of the table of results
+COLUMNS = {
+    "top1": "top-1, %", "top1_error": "±", "balanced": "balanced, %", "balanced_error": "±",
+    "macro_f1": "macro F1, %", "top5": "top-5, %", "top5_error": "±", "loss": "loss, label-smoothed",
+    "ece": "ECE, %"}
 
 
 def template(name):
@@ -67,16 +72,12 @@ def without_parents(text, *paths):
 # ---- what was found ----
 
 def summary(metrics):
-    "The rows of the table of results, and the text below it."
-    rows = []
+    "The table of results, its head first, and the text below it."
+    columns = [k for k in COLUMNS if metrics["classes"] > FEW or not k.startswith("top5")]
+    rows = [["", *(COLUMNS[k] for k in columns), "images"]]
     for split in ("test", "valid"):
         if not (figures := metrics[split]): continue
-        ece = 100 * figures["ece"] if "ece" in figures else "-"
-        # older runs lack the last three
-        others = [100 * figures[k] if k in figures else "-" for k in ("top1_error", "balanced", "macro_f1")]
-        top5 = 100 * figures["top5"] if metrics["classes"] > FEW else "-"
-        rows.append((split, 100 * figures["top1"], *others, top5, figures["loss"], ece,
-                     metrics["images"][split]))
+        rows.append([split, *(shown(figures, k) for k in columns), metrics["images"][split]])
     if metrics["best_epoch"]: chosen = f"Epoch {metrics['best_epoch']} was chosen on valid"
     else: chosen = "These are the weights of the last epoch"
     epochs = counted(metrics["epochs"], "epoch")
@@ -90,6 +91,11 @@ def summary(metrics):
         "unknown": unknown and unknown_text(unknown)}
 
 
+def shown(figures, k):
+    if k not in figures: return "-"             # of an older run
+    return figures[k] if k == "loss" else 100 * figures[k]
+
+
 def unknown_text(unknown):
     return (f"Of pictures of nothing that it knows ({unknown['images']}), {100 * unknown['pass']:.1f} % pass "
             f"for known where {100 * KEPT:.0f} % of the known ones do; AUROC {unknown['auroc']:.3f}.")
@@ -101,8 +107,10 @@ def label_text(metrics):
     text, n = [], metrics["images"]["test"]
     if without and without["images"] == n: text.append("No test image has a twin in train or valid.")
     elif without:
+        # older runs have none
+        error = f" (± {100 * without['top1_error']:.2f})" if "top1_error" in without else ""
         text.append(f"{n - without['images']:,} of {n:,} test images have a twin in train or valid; top-1 of "
-                    f"the others is {100 * without['top1']:.2f} %.")
+                    f"the others is {100 * without['top1']:.2f} %{error}.")
     # a model that is mostly wrong is no judge
     if share and metrics["test"] and metrics["test"]["top1"] > 0.5:
         text.append(f"The model doubts the labels of {100 * share:.1f} % of test.")

@@ -40,14 +40,18 @@ class Predictions:
     def metrics(self):
         "Loss (label-smoothed), top-1 and top-5 accuracy and expected calibration error as fractions."
         from sklearn.metrics import f1_score  # takes a second
-        k, top1, n = min(5, self.probs.shape[1]), (self.preds == self.targs).mean(), len(self.targs)
+        k, n = min(5, self.probs.shape[1]), len(self.targs)
         best = np.argpartition(-self.probs, k - 1, axis=1)[:, :k]           # (n,k), in no order
+        right = self.preds == self.targs, (best == self.targs[:, None]).any(1)
+        top1, top5 = (float(o.mean()) for o in right)
         return {
             "loss": float(self.losses.mean()),
-            "top1": float(top1),
+            "top1": top1,
             "top1_error": standard_error(top1, n),
-            "top5": float((best == self.targs[:, None]).any(1).mean()),
+            "top5": top5,
+            "top5_error": standard_error(top5, n),
             "balanced": balanced_accuracy(self.preds, self.targs),
+            "balanced_error": balanced_error(self.preds, self.targs),
             "macro_f1": float(f1_score(self.targs, self.preds, average="macro")),
             "ece": calibration_error(self.probs, self.targs),
         }
@@ -59,6 +63,12 @@ def standard_error(share, n):
     Agresti and Coull, https://doi.org/10.1080/00031305.1998.10480550"""
     p = (share * n + 2) / (n + 4)
     return math.sqrt(p * (1 - p) / (n + 4))
+
+
+def balanced_error(preds, targs):
+    "The standard error of the balanced accuracy, the mean of those of the classes."
+    errors = [standard_error((preds[targs == c] == c).mean(), (targs == c).sum()) for c in np.unique(targs)]
+    return math.hypot(*errors) / len(errors)
 
 
 def evaluate(learn):
@@ -170,7 +180,8 @@ def label_metrics(data, cfg, test):
     twin = tested_twins(data, Path(cfg.data) / "cache")
     right, without = test.preds == test.targs, None
     if twin is not None and not twin.all():
-        without = {"top1": float(right[~twin].mean()), "images": int((~twin).sum())}
+        top1, n = float(right[~twin].mean()), int((~twin).sum())
+        without = {"top1": top1, "top1_error": standard_error(top1, n), "images": n}
     return {"without_twins": without, "doubted": float(doubted(test.probs, test.targs)[0].mean())}
 
 

@@ -26,14 +26,15 @@ ROW = {
 }
 FIGURES = {
     "top1": float, "top5": float, "loss": float,
-    "ece?": float, "top1_error?": float, "balanced?": float, "macro_f1?": float,
+    "ece?": float, "top1_error?": float, "top5_error?": float, "balanced?": float, "balanced_error?": float,
+    "macro_f1?": float,
 }
 METRICS = {
     "parameters": int, "epochs": int, "seed": int, "classes": int, "best_epoch": (int, None),
     "seconds": float, "images_per_second": float,
     "images": {"train": int, "valid": int, "test": int}, "valid": (FIGURES, None), "test": (FIGURES, None),
     "confidence?": ({str: float}, None), "unknown?": ({"images": str, "auroc": float, "pass": float}, None),
-    "without_twins?": ({"top1": float, "images": int}, None), "doubted?": (float, None),
+    "without_twins?": ({"top1": float, "top1_error?": float, "images": int}, None), "doubted?": (float, None),
 }
 
 
