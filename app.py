@@ -224,7 +224,7 @@ def about(path, predictor):
 def model_facts(saved):
     "The rows of the table, from what is saved in a model.json; what it does not have is empty."
     test, photos = saved.get("test") or {}, saved.get("photos")
-    top5 = test.get("top5") if len(saved.get("classes") or []) > FEW else None
+    many = len(saved.get("classes") or []) > FEW
     images = (saved.get("images") or {}).get("train")
     return {
         "architecture": saved.get("arch"),
@@ -233,13 +233,19 @@ def model_facts(saved):
         "from the weights of": saved.get("init"),
         "epochs": saved.get("epochs"),
         "training images": images and f"{images:,}",
-        "test top-1": test.get("top1") and f"{test['top1']:.2%}",
-        "test top-5": top5 and f"{top5:.2%}",
+        "test top-1": accuracy(test, "top1"),
+        "test top-5": accuracy(test, "top5") if many else None,
         "ordinary photographs": photos and f"{photos['top1']:.0%} of {photos['images']} are right, "
                                            f"{photos['top5']:.0%} among the first five",
         "commands": ", then ".join(saved.get("commands") or []),
         "date": (saved.get("date") or "")[:10],
     }
+
+
+def accuracy(test, k):
+    "An accuracy on test with its standard error, which older runs do not have; None without a test set."
+    error = test.get(f"{k}_error")
+    return test.get(k) and f"{test[k]:.2%}" + (f" ± {error:.2%}" if error else "")
 
 
 def to_csv(rows):
