@@ -96,6 +96,8 @@ def test_a_class_may_be_called_like_a_split(tmp_path):
         (("Greek/alpha", "Greek/beta", "Latin/a", "Latin/b", "Latin/c"), "--dataset .*pets/Latin;"),
         (("Dataset/cat", "Dataset/dog", "Examples"), "--dataset .*pets/Dataset;"),
         (("train/cat", "train/dog", "test_set/cat", "train/cat/valid"), "rename test_set/ to test/"),
+        (("cat", "dog", "test"), "Move cat/, dog/ into train/, or test/ away, or rename a class .* test.$"),
+        (("invalid", "valid"), "rename a class that is called valid.$"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_what_would_mend_it(tmp_path, folders, words):

@@ -129,6 +129,7 @@ def test_a_folder_of_few_pictures_is_fine_tuned_and_its_batches_and_epochs_follo
     assert settings["arch"] == "resnet18-late"
     assert "--preset standard starts from nothing" in said and "Starts from cifar100" in said
     assert "--mirror off" in said and "top-5" not in said.split("time\n")[1], "there are two classes"
+    assert "top-5" not in (tmp_path / "runs" / "pets" / "a" / "report.html").read_text()
     assert "± " in said and "has but" not in said, "it starts from a regression: few steps will do"
     for flags, preset in ("", "finetune"), ("--arch resnet8", "standard"), ("--preset fast", "fast"):
         flags = flags.split()

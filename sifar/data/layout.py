@@ -130,12 +130,13 @@ def splits(folder):
     if [split for split, *_ in found] == ["train"] and len(others) > 1 and are_flat(folder.parts()): return []
     counts = Counter(split for split, *_ in found)
     mend, have = renaming(found, len(rests)), named_folders([part for *_, part in found])
+    beside, words = named_folders(others), [part.name for _, rest, part in found if not rest]
+    rename = f", or rename a class that is called {words[0]}" if words else ""
     if counts["train"] != 1 or len(counts) < len(found) or len(rests) > 1:
+        if others and not counts["train"]: mend += f". Move {beside} into train/, or {have} away{rename}"
         raise UserError(
             f"{folder.path} has {have}: it needs one train/, and at most one each of valid/ and test/{mend}.")
     if others:
-        beside, words = named_folders(others), [part.name for _, rest, part in found if not rest]
-        rename = f", or rename a class that is called {words[0]}" if words else ""
         raise UserError(
             f"{folder.path} has {beside} beside {have}: only train/, valid/ and test/ are read "
             f"there. Move {beside} away{rename}.")
