@@ -205,7 +205,8 @@ class TrainConfig:
         if self.freeze and not self.init:
             raise UserError(f"--freeze {self.freeze} is for weights to start from: give --init too.")
         if self.init == "timm" and not self.arch.startswith("timm:"):
-            raise UserError(f"--init timm has weights for timm's models, not for --arch {self.arch}.")
+            what = f"--init timm has weights for timm's models, not for --arch {self.arch}"
+            raise UserError(f"{what}: give --arch timm:NAME too.")
         if self.augment == "batch" and self.aug not in ("weak", "light", "standard"):
             known = "--augment batch knows --aug weak, light and standard only"
             raise UserError(f"{known}: --aug {self.aug} takes --augment item.")
