@@ -171,22 +171,28 @@ def test_an_epoch_counts_its_batches():
 
 
 SPAWNED = """
+import sys
 if __name__ == "__main__":
     from sifar.log import quiet_imports
     quiet_imports()
     import torch
     torch.multiprocessing.set_start_method("spawn")
-    from sifar import TrainConfig, get_dls
-    print(sum(len(y) for _, y in get_dls(TrainConfig(dataset="digits", bs=128, workers=1)).train))
+    from sifar import TrainConfig, get_dls, load_learner
+    dls = get_dls(TrainConfig(dataset="digits", bs=128, workers=1))
+    print(sum(len(y) for _, y in dls.train))
+    learn, images = load_learner(sys.argv[1]), list(dls.data.images[:40])
+    alone, spawned = (learn.dls.test_dl(images, rm_type_tfms=0, num_workers=n) for n in (0, 1))
+    print(torch.equal(learn.get_preds(dl=alone)[0], learn.get_preds(dl=spawned)[0]))
 """
 
 
 @pytest.mark.slow
-def test_workers_that_are_started_anew_are_quiet(tmp_path):
+def test_workers_that_are_started_anew_are_quiet_and_predict_the_same(exported, tmp_path):
     (tmp_path / "script.py").write_text(SPAWNED)
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([COLD, tmp_path / "script.py"], env=env, capture_output=True, text=True)
-    assert done.stdout == "1280\n" and not done.stderr
+    command = COLD, tmp_path / "script.py", exported[0] / "learner.pkl"
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.stdout == "1280\nTrue\n" and not done.stderr
 
 
 TRAINED = """
