@@ -31,7 +31,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import compile_path
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..data.image import check_size, explained
+from ..data.image import check_size, explained, formats
 from ..errors import UserError
 
 # What a browser asks for that shows the page, and gradio_client for a prediction: seen by watching both.
@@ -409,7 +409,8 @@ def open_picture(content, sz=None):
     sz: the decoder of JPEG need not give many more pixels than `sz` x `sz` are made of.
     Errors: UserError for what is no image, or takes too much time or memory to decode."""
     with explained("The file", MAX_PIXELS):
-        img = Image.open(BytesIO(content), formats=FORMATS)
+        known = [name for name in FORMATS if name in formats()]         # older Pillows have no AVIF
+        img = Image.open(BytesIO(content), formats=known)
         check_size(img, "The image", 1, MAX_PIXELS)
         if pixels_to_decode(img, content) > MAX_DECODED:
             size = f"{img.width:,} x {img.height:,} pixels as {img.format}"
