@@ -22,6 +22,7 @@ except ModuleNotFoundError as e:            # rich, which is imported before one
     say(explain(e))
     sys.exit(2)
 
+
 class Parser(argparse.ArgumentParser):
     "An ArgumentParser whose complaints are UserErrors; a mistyped flag is told the nearest one."
 

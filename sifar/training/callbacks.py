@@ -30,6 +30,7 @@ from .precision import needs_autocast, needs_scaling, runs_by_itself, small_conv
 
 WHAT_TO_DO = "start a new run with a smaller --lr. The last checkpoint is good."
 
+
 class Precision(MixedPrecision):
     """The model's forward pass in `dtype`, by autocast, on any device; float16 with loss scaling.
 
