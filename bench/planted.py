@@ -131,7 +131,7 @@ def main(args=None):
         learn, other = load_learner(o.model), load_data(TrainConfig(dataset="cifar100", data=o.data))
         parts, _ = outputs(learn, data.images, rows)
         foreign, _ = outputs(learn, other.images, other.test[:FOREIGN])
-        features = np.concatenate([standard(part) for part in parts], axis=1)
+        features = standard(*parts)
         for seed in o.seeds:
             plant_labels(features, data.labels[rows], len(data.vocab), seed)
             plant_strangers(parts, foreign, seed)

@@ -42,14 +42,11 @@ def check(data, folder, learn=None):
 
 def doubts(data, learn):
     "A finding for each image that is like no others for the learner `learn`, and each label that it doubts."
-    from .doubts import far_from_others, judge, outputs
-    rows = np.sort(np.concatenate((data.train, data.valid, data.test)))
-    seen = outputs(learn, data.images, rows)
-    far, alike = far_from_others(seen[0])
+    from .doubts import judge
+    rows, (far, alike), judged, (doubt, new, score) = judge(data, learn)
     found = [finding(FAR, rows[i], alike[i]) for i in np.argsort(alike, kind="stable") if far[i]]
-    rows, (doubt, new, score) = judge(data, learn, rows, *seen)
     order = [i for i in np.argsort(-score, kind="stable") if doubt[i]]
-    return found + [finding(DOUBTED, rows[i], score[i], new=int(new[i])) for i in order]
+    return found + [finding(DOUBTED, judged[i], score[i], new=int(new[i])) for i in order]
 
 
 def twins(data, folder):

@@ -29,18 +29,22 @@ def doubted(probs, labels):
     return (counts.max(1) >= 0) & (new != labels), new, margin
 
 
-def judge(data, learn, rows, features, probs):
-    """Rows of an ImageData, and what `doubted` gives of them, by what `outputs` gave of all its `rows`.
+def judge(data, learn):
+    """Rows of an ImageData and what `far_from_others` gives of them; rows and what `doubted` gives of those.
 
-    A model of the same classes judges test: it may have learned all others by heart. Of one with other
-    classes the features are taken, see `unlike`. Errors: UserError."""
-    if list(learn.dls.vocab) == list(data.vocab):
-        if not len(data.test): raise UserError("A model of the same classes judges test alone: it is empty.")
-        test = np.isin(rows, data.test)
-        return rows[test], doubted(probs[test], data.labels[rows[test]])
-    if min(np.bincount(data.labels[rows])) < 2:
+    A model of the same classes judges the labels of test: it may have learned all others by heart. Of one
+    with other classes the features are taken, see `unlike`. Errors: UserError."""
+    rows = np.sort(np.concatenate((data.train, data.valid, data.test)))
+    same = list(learn.dls.vocab) == list(data.vocab)
+    if same and not len(data.test):
+        raise UserError("A model of the same classes judges test alone: it is empty.")
+    if not same and min(np.bincount(data.labels[rows])) < 2:
         raise UserError("The labels cannot be judged: a class has one image, and no other to learn from.")
-    return rows, unlike(np.concatenate([standard(o) for o in features], axis=1), data.labels[rows])
+    features, probs = outputs(learn, data.images, rows)
+    far = far_from_others(features)
+    if not same: return rows, far, rows, unlike(standard(*features), data.labels[rows])
+    test = np.isin(rows, data.test)
+    return rows, far, rows[test], doubted(probs[test], data.labels[rows[test]])
 
 
 def far_from_others(features):
@@ -104,7 +108,8 @@ def outputs(learn, images, rows, bs=250):
     return [torch.cat(parts).numpy() for parts in zip(*seen)], np.concatenate(probs)
 
 
-def standard(x):
-    "Features (n,f) with mean 0 and deviation 1, then of length 1 for each image."
-    x = (x - x.mean(0)) / (x.std(0) + 1e-3)
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+def standard(*parts):
+    "Features in parts (n,f) as one, each part with mean 0 and deviation 1, then of length 1 for each image."
+    scaled = [(x - x.mean(0)) / (x.std(0) + 1e-3) for x in parts]
+    lengths = [np.linalg.norm(x, axis=1, keepdims=True) for x in scaled]
+    return np.concatenate([x / np.maximum(length, 1e-6) for x, length in zip(scaled, lengths)], axis=1)
