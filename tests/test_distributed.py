@@ -54,6 +54,7 @@ def steps(**settings):
     assert len(learn.recorder.losses) == 20
     # the losses in the log are of the images of all processes
     assert len(set(gather(float(learn.recorder.losses[-1])))) == 1
+    assert len(set(gather(float(sum(p.detach().double().sum() for p in learn.model.parameters()))))) == 1
     return learn.model.state_dict(), list(learn.recorder.values[-1])
 
 

@@ -8,6 +8,7 @@ from fastai.torch_core import trainable_params
 from ..errors import UserError
 from .graphs import Recorded
 from .models import stages
+from .ranks import share_out
 
 DEFAULTS = {                # peak learning rate, weight decay
     "sgd": (0.1, 5e-4),
@@ -78,7 +79,7 @@ class Muon(torch.optim.Optimizer):
             norms = torch._foreach_norm(ps)
             torch._foreach_mul_(ps, [len(p) ** 0.5 / (norm + 1e-7) for p, norm in zip(ps, norms)])
             on_gpu = updates[0].device.type == "cuda"
-            updates = filters(updates) if on_gpu else self.orthogonalize_all(updates)
+            updates = share_out(updates, filters if on_gpu else self.orthogonalize_all)
         torch._foreach_sub_(ps, updates, alpha=lr)
 
     def orthogonalize_all(self, filters):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from fastai.learner import Callback
 from torch import multiprocessing
 
-from ..distributed import launched, world
+from ..distributed import launched, rank, world
 from ..errors import UserError
 from .precision import pick_device
 
@@ -90,3 +90,15 @@ def share_weights(model):
     "Give all processes the weights of the first, such as those that were chosen on valid."
     if world() == 1: return
     for v in model.state_dict().values(): dist.broadcast(v, 0)
+
+
+def share_out(tensors, function):
+    """What `function` makes of a list of tensors, a list of the same shapes.
+
+    Each process gives it some of them only, and gets the rest from the others."""
+    if world() == 1: return function(tensors)
+    made, n = [torch.empty_like(t) for t in tensors], world()
+    mine = tensors[rank()::n]
+    if mine: torch._foreach_copy_(made[rank()::n], function(mine))
+    for i, t in enumerate(made): dist.broadcast(t, i % n)
+    return made
