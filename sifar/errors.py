@@ -20,6 +20,11 @@ def visible(text):
     return ODD.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def is_visible(text):
+    "Whether `text` can be shown as it is; so can joiners, as Persian and emoji have, and any spaces."
+    return re.sub("[\u200c\u200d\xa0\u3000]", "", text).isprintable()
+
+
 class UserError(Exception):
     "Something that the user can mend; `text` is the one line to show."
 

@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ import train
 from sifar import Predictor, TrainConfig, UserError, load_learner
 from sifar.data.datasets import load_data
 from sifar.data.folder import larger_size, unpack
-from sifar.data.image import read_image
+from sifar.data.image import check_facts, read_image
 from sifar.runs import report
 
 PETS = "cat", "dog"
@@ -105,6 +107,13 @@ def test_what_cannot_be_meant_is_refused_with_what_would_mend_it(tmp_path, folde
     assert re.search(words, text), text
 
 
+@pytest.mark.parametrize("name", ["می\u200cخواهم", "👨\u200d👩\u200d👧", "\xa0new\u3000one", "-rf", "nan"])
+def test_names_of_classes_in_any_writing_are_read_and_can_be_exported(tmp_path, name):
+    vocab = load(make(tmp_path / "pets", name, "cat"), tmp_path).vocab
+    assert vocab == sorted([name, "cat"])
+    check_facts({"size": 32, "classes": vocab})
+
+
 def test_folders_that_are_no_classes_are_named(tmp_path, caplog):
     caplog.set_level("INFO")
     make(tmp_path / "pets", "cat", "dog", "_sample_images", "__pycache__", "@eaDir", n=10)
@@ -178,11 +187,12 @@ def test_annotations_are_one_line_and_not_unreadable(tmp_path, caplog):
     caplog.set_level("INFO")
     make(tmp_path / "pets", "images/cat", "images/dog", n=10)
     (tmp_path / "pets" / "labels").mkdir()
+    beside = "images/cat/{}.xml", "images/dog/{}.txt", "images/{}.json", "images/{}.MOV", "labels/{}.md"
     for i in range(10):
-        for name in ("images/cat/{}.xml", "images/dog/{}.txt", "images/{}.json", "labels/{}.md"):
+        for name in beside:
             (tmp_path / "pets" / name.format(i)).write_text("no picture")
     assert len(load(tmp_path / "pets", tmp_path).images) == 20
-    assert "no pictures (.json, .txt, .xml): 30" in caplog.text and "Skipped" not in caplog.text
+    assert "no pictures (.json, .mov, .txt, .xml): 40" in caplog.text and "Skipped" not in caplog.text
 
 
 def test_heic_names_what_to_do(tmp_path):
@@ -318,6 +328,36 @@ def test_an_archive_is_taken_as_the_folder_in_it(tmp_path, kind, capsys):
     assert "cannot be unpacked" in refusal(file, tmp_path)
     kept = [o.name for o in (tmp_path / "cache").iterdir() if o.is_dir()]
     assert len(kept) == 1, "nothing of the damaged one"
+
+
+@pytest.mark.parametrize("name", ["pets\\{}\\{}.png", "pets/{}/{}.png", "pets/{}/no..{}.png"])
+def test_zip_files_of_windows_and_of_macs_are_read(tmp_path, name):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (9, 9)).save(picture)
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as file:
+        for c, i in product(PETS, range(3)):
+            member = zipfile.ZipInfo("-")
+            member.filename = name.format(c, i)  # ZipInfo itself turns backslashes round, on Windows alone
+            file.writestr(member, picture.read_bytes())
+            file.writestr(f"__MACOSX/pets/{c}/._{i}.png", b"of a Mac")
+        file.writestr("../pets/../../out.txt", b"out of it")
+    data = load(tmp_path / "pets.zip", tmp_path)
+    assert data.vocab == ["cat", "dog"] and len(data.images) == 6
+    assert not [*tmp_path.glob("out.txt"), *tmp_path.parent.glob("out.txt")]
+
+
+def test_a_zip_file_with_a_password_and_archives_in_a_folder_are_told(tmp_path):
+    make(tmp_path / "pets", "cat", "dog")
+    inner = shutil.make_archive(str(tmp_path / "set" / "pets"), "zip", tmp_path / "pets")
+    text = refusal(tmp_path / "set", tmp_path)
+    assert "0 classes" in text and f"unpack the archives there, such as {inner}, or name one" in text
+    outer = shutil.make_archive(str(tmp_path / "outer"), "zip", tmp_path / "set")
+    assert "unpack the archives there, such as" in refusal(outer, tmp_path)
+    content = bytearray(Path(inner).read_bytes())
+    for at in (found.start() for found in re.finditer(rb"PK\x01\x02", content)):
+        content[at + 8] |= 1  # the flag of a password
+    Path(inner).write_bytes(content)
+    assert refusal(inner, tmp_path).endswith("pets.zip has a password: unpack it, and name the folder.")
 
 
 def test_an_archive_is_unpacked_by_two_at_once_and_may_have_a_long_name(tmp_path):

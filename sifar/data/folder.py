@@ -161,14 +161,24 @@ def unpack(path, cache):
     make_cache(cache)
     tmp = Path(tempfile.mkdtemp(dir=cache))
     try:
-        # tar: nothing outside of the folder, no devices; zip leaves those out
-        kwargs: dict = {} if path.suffix.lower() == ".zip" else {"filter": "data"}
-        shutil.unpack_archive(path, tmp, **kwargs)
+        if path.suffix.lower() == ".zip": unzip(path, tmp)
+        # tar: nothing outside of the folder, no devices
+        else: shutil.unpack_archive(path, tmp, filter="data")
         move(tmp, folder)
     except BROKEN_ARCHIVE as e:
         raise UserError(f"{path} cannot be unpacked ({one_line(e)}): is all of it there?") from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return folder
+
+
+def unzip(path, folder):
+    "Unpack a zip file, of Windows' backslashes too; zipfile puts nothing outside of the folder."
+    with zipfile.ZipFile(path) as file:
+        for member in file.infolist():
+            if member.flag_bits & 1:
+                raise UserError(f"{path} has a password: unpack it, and name the folder.")
+            member.filename = member.filename.replace("\\", "/")
+            file.extract(member, folder)
 
 
 def move(tmp, folder):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import UserError, need, one_line
+from ..errors import UserError, is_visible, need, one_line
 
 MAX_PIXELS, MAX_SIDE = 64_000_000, 16_384        # of a picture that is read; looked at before it is decoded
 GEOMETRY = "halfway, 90 %, bilinear"    # of fit_image: another one makes the caches of folders anew
@@ -181,4 +181,4 @@ def check_facts(o):
 def are_names(o):
     "Whether `o` is a list of short texts without line breaks, controls, marks that turn writing round."
     if type(o) is not list or not 1 <= len(o) <= MAX_CLASSES: return False
-    return all(type(v) is str and 1 <= len(v) <= MAX_NAME and v.isprintable() for v in o)
+    return all(type(v) is str and 1 <= len(v) <= MAX_NAME and is_visible(v) for v in o)

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, is_visible
 from ..files import delimiter, open_table
 from .layout import SPLIT_WORDS, Folder, check_classes
 
@@ -29,7 +29,7 @@ def list_labels(path, table):
         where = f"{table}, row {line}"
         if len(row) < len(names): raise UserError(f"{where} has {len(row)} of {len(names)} columns.")
         file, label = find_one(find, row[file_at], path, where), row[label_at].strip()
-        if not label or not label.isprintable(): raise UserError(f"{where}: {label!r} is no name of a class.")
+        if not label or not is_visible(label): raise UserError(f"{where}: {label!r} is no name of a class.")
         split = "" if split_at is None else read_split(names[split_at], row[split_at], where)
         before, first = seen.setdefault(file, ((split, label), line))
         if before != (split, label):

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, is_visible
 
 SPLIT_WORDS = {
     "train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
@@ -15,10 +15,12 @@ SPLIT_WORDS = {
 LEFT = {
     "thumbs.db", "desktop.ini", "__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found",
     "system volume information", "cifar-100-python", "cifar-10-batches-py"}
+PACKED = {".zip", ".tar", ".tgz", ".gz", ".rar", ".7z"}
 # Annotations and other files beside pictures. Anything else is tried: many pictures have odd names.
 NOTES = set(
     ".txt .csv .tsv .xml .json .jsonl .yaml .yml .md .html .css .js .py .pyc .ipynb .log .pdf .db .url "
-    ".mat .npy .npz .pkl .pth .h5 .zip .tar .gz .rar .7z .doc .docx .xlsx license licence readme".split())
+    ".mat .npy .npz .pkl .pth .h5 .doc .docx .xlsx .mov .mp4 .avi .aae license "
+    "licence readme".split()) | PACKED
 DEEPEST = 100       # folders in each other, links followed
 # A folder that holds one of these was written by sifar, or is a cache or a virtual environment.
 WRITTEN = {"training_log.txt", "CACHEDIR.TAG", "pyvenv.cfg"}
@@ -60,7 +62,7 @@ class Folder:
         "The folders in it that may be splits or classes. Errors: UserError for a name that cannot be shown."
         found = [o for o in self.folders if not o.name.startswith("_") and not o.is_other()]
         for o in found:
-            if o.name.isprintable(): continue
+            if is_visible(o.name): continue
             raise UserError(f"{self.path} has a folder {o.name!r}, whose name cannot be shown: rename it.")
         return found
 
@@ -198,8 +200,9 @@ def check_classes(root, listed):
     vocab, path = trained_on(listed), root.path
     if len(vocab) < 2:
         few = "1 class" if vocab else "0 classes"
-        where = "put images into train/<class>/ or <class>/, or name a table of them by --labels"
-        raise UserError(f"{path} has {few}, but training needs two or more: {use_table(root) or where}.")
+        mend = "put images into train/<class>/ or <class>/, or name a table of them by --labels"
+        mend = use_table(root) or use_archive(root) or mend
+        raise UserError(f"{path} has {few}, but training needs two or more: {mend}.")
     for split, c, file in listed:
         if c not in vocab: raise UserError(f"{file.parent}: class {c!r} of {split}/ is missing in train/.")
 
@@ -210,6 +213,13 @@ def use_table(root):
     # those of a contest that are to be filled in go last
     tables.sort(key=lambda file: bool(re.search("sample|submi|test", file.name.lower())))
     if tables and root.all("files"): return f"if a table says which is which, add --labels {tables[0]}"
+
+
+def use_archive(root):
+    "What to do where archives in `root` have the pictures; None without them, or where there are pictures."
+    archives = [file for file in root.all("notes") if file.suffix.lower() in PACKED]
+    if archives and not root.all("files"):
+        return f"unpack the archives there, such as {archives[0]}, or name one of them by --dataset"
 
 
 def trained_on(listed):
