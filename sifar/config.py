@@ -261,7 +261,8 @@ def check_dataset(name):
     "Raise a UserError where `name` is no data set; that of an old run need not be there until it is read."
     if has_pictures(name): return
     if Path(name).is_absolute() and not Path(name).exists():
-        raise UserError(f"{name} is not there: if it was moved, name its new place by --dataset.")
+        mend = "name its new place by --dataset, for a run by train.py --resume RUN --dataset"
+        raise UserError(f"{name} is not there: {mend}.")
     there = "this file is none of them" if Path(name).is_file() else "there is none of this name"
     also = f"or the path of a folder of images, or of a zip or tar file; {there}"
     nearest("data set", str(name), DATASETS, also, 0.75)

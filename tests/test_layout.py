@@ -3,11 +3,13 @@
 import json
 import re
 import shutil
+import sys
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ import train
 from sifar import Predictor, TrainConfig, UserError, load_learner
 from sifar.data.datasets import load_data
 from sifar.data.folder import larger_size, unpack
-from sifar.data.image import check_facts, read_image
+from sifar.data.image import check_facts, formats, read_image
 from sifar.runs import report
 
 PETS = "cat", "dog"
@@ -203,6 +205,36 @@ def test_heic_names_what_to_do(tmp_path):
     assert "4 of 12 files cannot be read" in text and "0.HEIC is HEIC: pip install pillow-heif" in text
 
 
+@pytest.fixture
+def heif(monkeypatch):
+    "A function that installs a stand-in for pillow-heif, whose pictures are red."
+    for registry in ("ID", "OPEN"):
+        monkeypatch.setattr(Image, registry, getattr(Image, registry).copy())
+
+    def read(file, name):
+        file.close()
+        return Image.new("RGB", (9, 9), "red")
+
+    def register():
+        Image.register_open("HEIF", read, lambda head: head[4:12] == b"ftypheic")
+
+    def install():
+        monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+        formats.cache_clear()
+
+    yield install
+    formats.cache_clear()
+
+
+def test_heic_is_read_once_pillow_heif_is_installed_though_it_could_not_be_before(tmp_path, heif):
+    make(tmp_path / "pets", "cat", "dog", n=8)
+    (tmp_path / "pets" / "dog" / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert len(load(tmp_path / "pets", tmp_path).images) == 16
+    heif()
+    data = load(tmp_path / "pets", tmp_path)
+    assert (data.images[data.files.index("dog/a.heic")] == [255, 0, 0]).all()
+
+
 def test_a_failed_read_leaves_nothing_behind(tmp_path, capsys):
     make(tmp_path / "pets", "cat")
     with pytest.raises(SystemExit):
@@ -226,7 +258,9 @@ def test_a_run_goes_on_where_its_folder_was_moved_to(tmp_path, capsys):
     shutil.rmtree(tmp_path / "pets")
     with pytest.raises(SystemExit):
         run("--resume", path, "--epochs", 2)
-    assert "pets is not there: if it was moved, name its new place by --dataset" in capsys.readouterr().err
+    assert "pets is not there: name its new place by --dataset" in capsys.readouterr().err
+    report.main([str(path)])
+    assert "pets is not there: name its new place by --dataset, for a run by train" in capsys.readouterr().out
     run("--resume", path, "--dataset", new, "--epochs", 2)
     assert json.loads((path / "metrics.json").read_text())["epochs"] == 2
     (path / "metrics.json").unlink()
@@ -298,6 +332,13 @@ def test_what_is_wrong_in_a_table_is_named_with_its_row(tmp_path, rows, words):
     table = tmp_path / "labels.csv"
     table.write_text("\n".join(rows))
     assert words in refusal(tmp_path / "pets", tmp_path, labels=str(table))
+
+
+def test_of_pictures_of_one_name_those_to_train_on_are_proposed(tmp_path):
+    make(tmp_path / "contest", "test", "train")
+    (tmp_path / "contest" / "train.csv").write_text("id,breed\n000,pug\n001,boxer\n")
+    text = refusal(tmp_path / "contest", tmp_path, labels=str(tmp_path / "contest" / "train.csv"))
+    assert f"name the folder of one as the data set, --dataset {tmp_path / 'contest' / 'train'}," in text
 
 
 def test_pictures_in_one_folder_beside_a_table_name_the_flag(tmp_path):

@@ -70,7 +70,8 @@ def test_what_cannot_be_started_from_is_one_line(exported, tmp_path):
         cfg = TrainConfig(dataset="digits", **{"arch": "resnet8", **change})
         with pytest.raises(UserError, match=words):
             get_learner(get_dls(cfg), cfg)
-    for change, words in ({"init": "timm"}, "timm's models"), ({"freeze": 2}, "give --init"):
+    no_timm = "--arch resnet18: give --arch timm:NAME too"
+    for change, words in ({"init": "timm"}, no_timm), ({"freeze": 2}, "give --init"):
         with pytest.raises(UserError, match=words):
             TrainConfig(**change)
 
@@ -341,4 +342,4 @@ def test_weights_of_timm_that_are_nowhere_are_one_line_at_once(hub, tmp_path, ca
     with pytest.raises(SystemExit):
         run("--dataset", "digits", "--arch", "timm:resnet18", "--init", "timm", "--runs", tmp_path)
     err = capfd.readouterr().err
-    assert err.count("\n") == 1 and "http://127.0.0.1:9 is not reached" in err
+    assert err.count("\n") == 1 and "http://127.0.0.1:9 is not reached): check the network, or leave" in err

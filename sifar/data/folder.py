@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import UserError, one_line, visible
 from ..files import open_plain, write_file
 from ..log import console, log
-from .image import GEOMETRY, MAX_PIXELS, explained, open_image, read_image
+from .image import GEOMETRY, MAX_PIXELS, explained, formats, open_image, read_image
 from .labels import list_labels
 from .layout import list_folder, trained_on
 from .splits import stratified_split
@@ -102,9 +102,9 @@ def check_readable(path, listed, good):
 def read_images(path, files, sz, cache, fit):
     """The readable ones of `files` at `sz` pixels (n,sz,sz,3) uint8, and of the others {position: reason}.
 
-    Kept in a file below `cache`, which is used as long as the files, their sizes, times and permissions stay
-    the same."""
-    key = sha256((GEOMETRY, fit, [(str(file), *times_and_size(file)) for file in files]))
+    Kept in a file below `cache`, which is used as long as the files, their sizes, times and permissions, and
+    the formats that can be read, stay the same."""
+    key = sha256((GEOMETRY, formats(), fit, [(str(file), *times_and_size(file)) for file in files]))
     # a name may be as long as a system takes
     kept = cache / f"{path.resolve().name[:50]}-{sz}-{sha256(path.resolve())[:12]}.npz"
     if found := read_kept(kept, key, len(files), sz): return found

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import UserError, is_visible
 from ..files import delimiter, open_table
-from .layout import SPLIT_WORDS, Folder, check_classes
+from .layout import SPLIT_WORDS, Folder, check_classes, split_of
 
 # names of columns in small letters, without signs between the words; the likeliest first
 LABELS = "label", "class", "classname", "category", "target", "species", "breed", "labels", "classid"
@@ -48,7 +48,9 @@ def find_one(find, cell, path, where):
     found = find(cell)
     if not found: raise UserError(f"{where}: there is no picture {cell!r} in {path}.")
     if len(found) == 1: return found[0]
-    mend = f"name the folder of one as the data set, --dataset {found[0].parent}, or write more of the path"
+    # a contest has pictures of the same names to train and to test on
+    meant = next((o.parent for o in found if split_of(o.parent.name)[0] == "train"), found[0].parent)
+    mend = f"name the folder of one as the data set, --dataset {meant}, or write more of the path"
     raise UserError(f"{where}: {cell!r} may be {found[0]} or {found[1]}: {mend}.")
 
 
