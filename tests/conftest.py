@@ -70,7 +70,7 @@ def python(tmp_path_factory):
         return
     main = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     script = tmp_path_factory.mktemp("bin") / "python"
-    words = [COLD, "-IS", Path(__file__).with_name("forkserver.py"), folder / "forkserver", main]
+    words = [COLD, "-IS", Path(__file__).with_name("forkserver.py"), folder / "forkserver", main, script]
     script.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
     script.chmod(0o755)
     sys.executable = str(script)

@@ -5,7 +5,7 @@ script that runs this file. What it starts is a process of its own, with its own
 environment, input, output, limits and end. The real Python starts where this cannot stand for it:
 with interpreter flags other than -W ignore, -u, -c, -m of MODULES, and in a folder with another sifar in it.
 
-    python forkserver.py ADDRESS MAIN ARGS...           what stands for `python ARGS...`
+    python forkserver.py ADDRESS MAIN PYTHON ARGS...    what PYTHON, a script, runs: `python ARGS...`
     python forkserver.py --serve ADDRESS MAIN           the server; it ends with the process MAIN
 """
 
@@ -102,7 +102,7 @@ def connect_or_start(address, main):
     return s
 
 
-def client(address, main, args):
+def client(address, main, python, args):
     o = parse(args)
     s = None if o is None or has_another_sifar(o) else connect_or_start(address, main)
     if s is None:
@@ -114,6 +114,7 @@ def client(address, main, args):
     o |= {
         "cwd": os.getcwd(),
         "env": dict(os.environ),
+        "python": python,
         "umask": os.umask(0o22),
         "limits": [resource.getrlimit(getattr(resource, k)) for k in LIMITS],
     }
@@ -225,6 +226,7 @@ def become(o):
     first = {"-c": "", "-m": o["cwd"], "path": os.path.dirname(os.path.abspath(o["what"]))}[o["kind"]]
     sys.path[:0] = [first, *filter(None, o["env"].get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = [o["kind"] if o["kind"] != "path" else o["what"], *o["args"]]
+    sys.executable = o["python"]  # what this process starts in its turn is forked too
     random.seed()
 
 
@@ -309,7 +311,7 @@ def preload():
 
 if __name__ == "__main__":
     if sys.argv[1] != "--serve":
-        client(*sys.argv[1:3], sys.argv[3:])
+        client(*sys.argv[1:4], sys.argv[4:])
     sys.path[0] = ROOT
     preload()
     del sys.path[0]
