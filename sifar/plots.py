@@ -105,11 +105,18 @@ def matrix(counts, names, title):
 @style()
 def sheet(images, labels, title=None, columns=8):
     "A PNG of pictures (sz,sz,3) uint8 in a grid, each under its label; at least one."
-    rows = -(-len(images) // columns)
-    fig = Figure(figsize=(1.35 * columns, 1.6 * rows + (0.4 if title else 0)), layout="constrained")
+    rows, lines = -(-len(images) // columns), 1 + max(label.count("\n") for label in labels)
+    side, gap, text = 1.35, 0.07, 0.12 * lines              # inches: of a picture with its gaps, of its label
+    width, height = side * columns, (side + text) * rows
+    above = 0.4 if title else 0
+    fig = Figure(figsize=(width, height + above))
     fig.suptitle(title)
-    for ax, image, label in zip(fig.subplots(rows, columns, squeeze=False).flat, images, labels):
-        ax.imshow(image, interpolation="nearest")
-        ax.set_title(label, fontsize=7)
-    for ax in fig.axes: ax.axis("off")
+    # one axis for all, in inches: an axis for each takes seven times as long
+    ax = fig.add_axes((0, 0, 1, height / (height + above)), xlim=(0, width), ylim=(height, 0))
+    ax.set(autoscale_on=False, frame_on=False, xticks=[], yticks=[])
+    for i, (image, label) in enumerate(zip(images, labels)):
+        x, y = side * (i % columns), (side + text) * (i // columns) + text
+        place = x + gap, x + side - gap, y + side - gap, y + gap        # left, right, bottom, top
+        ax.imshow(image, interpolation="nearest", extent=place)
+        ax.text(x + side / 2, y + gap / 2, label, ha="center", va="bottom", fontsize=7)
     return to_png(fig)

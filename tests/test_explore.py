@@ -155,11 +155,14 @@ def test_the_sheet_has_every_class_under_its_name(image_folder, tmp_path, drawn)
             "resnet8",
         ]
     )
-    axes = [ax for o in drawn.values() for ax in o.figure.axes if ax.images]
-    assert {ax.get_title() for ax in axes} == {"cat", "dog"} and len(axes) == 32 + 16
-    for ax in axes:
-        red, _, blue = ax.images[0].get_array().mean((0, 1))
-        assert (ax.get_title() == "cat") == (red > blue)
+    pairs = [(img, text) for ax in drawn.values() for img, text in zip(ax.images, ax.texts, strict=True)]
+    assert {text.get_text() for _, text in pairs} == {"cat", "dog"} and len(pairs) == 32 + 16
+    for img, text in pairs:
+        red, _, blue = img.get_array().mean((0, 1))
+        assert (text.get_text() == "cat") == (red > blue)
+        left, right, bottom, top = img.get_extent()
+        x, y = text.get_position()
+        assert left < x < right and top - 0.1 < y < top < bottom, "the label stands right above"
 
 
 def test_two_classes_that_are_mixed_have_both_their_shares(image_folder, tmp_path):
