@@ -116,6 +116,16 @@ def unknown_images(dataset):
     return "tiles of photographs", tiles.reshape(-1, 32, 32, 3)[::2]
 
 
+    images, y = enlarged_digits()
+    rows = np.arange(len(y))
+    test = stratified_split(rows, y, 0.2, 0)[1]
+    split = np.where(np.isin(rows, test), "test", "train")
+    return images, y, split, list("0123456789"), {"mirrored": False, "side": 8}
+
+
+@functools.cache                # for the runs of several seeds
+def enlarged_digits():
+    "The images (n,32,32,3) uint8 and labels (n,) of the digits."
 def read_digits():
     "scikit-learn's 1,797 handwritten digits, 8x8 grey, as 32x32 RGB; a fixed stratified fifth is test."
     from sklearn.datasets import load_digits
@@ -123,8 +133,4 @@ def read_digits():
     def enlarge(grey):
         img = Image.fromarray((grey.reshape(8, 8) * 255 / 16).astype(np.uint8))     # they are from 0 to 16
         return np.asarray(img.resize((32, 32), Image.Resampling.BILINEAR).convert("RGB"))
-    rows = np.arange(len(y))
-    test = stratified_split(rows, y, 0.2, 0)[1]
-    split = np.where(np.isin(rows, test), "test", "train")
-    images, about = np.stack([enlarge(grey) for grey in x]), {"mirrored": False, "side": 8}
-    return images, y, split, list("0123456789"), about
+    return np.stack([enlarge(grey) for grey in x]), y
