@@ -10,10 +10,10 @@ from sifar.log import command, log, log_to_screen, quiet_imports
 def export(cfg):
     "Write what `cfg` asks for; returns the path of the learner file."
     from sifar.runs.run import newest_run
-    from sifar.share.export import check_onnx, export_run, write_onnx, write_weights
+    run = cfg.run or newest_run()
+    from sifar.share.export import check_onnx, export_run, write_onnx, write_weights  # fastai: takes seconds
     from sifar.share.space import check_folder, check_push, push_space, write_space
 
-    run = cfg.run or newest_run()
     # what cannot work fails before the work, and leaves an earlier export as it is
     if cfg.light and not cfg.space and cfg.push is None:
         raise UserError("--light is a kind of Space: name one by --space or --push.")
