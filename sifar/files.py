@@ -107,15 +107,22 @@ def read_file(path, most=MAX_TEXT):
     return content
 
 
-def open_table(path):
-    "The text of a CSV file, for the csv module. Errors: those of read_file, UnicodeDecodeError."
-    # utf-8-sig: spreadsheets write a mark at the beginning
-    return io.StringIO(read_file(path, MAX_TABLE).decode("utf-8-sig"), newline="")
+def read_table(path, **form):
+    """The rows of a CSV file, as (number of its line, list of cells); `form` is for the csv module.
 
-
-def delimiter(head):
-    "What is between the columns of a CSV file with this first line: commas, semicolons or tabs."
-    return max(",;\t", key=head.count)
+    Commas, semicolons or tabs are between the columns. Errors: OSError, UserError."""
+    try:
+        # utf-8-sig: spreadsheets write a mark at the beginning
+        text = io.StringIO(read_file(path, MAX_TABLE).decode("utf-8-sig"), newline="")
+        between = max(",;\t", key=text.readline().count)
+        text.seek(0)
+        reader = csv.reader(text, delimiter=between, **form)
+        rows = [(reader.line_num, row) for row in reader if row]
+    except FileNotFoundError as e: raise UserError(f"{path} is missing.") from e
+    except UnicodeDecodeError as e: raise UserError(f"{path} is not in UTF-8: save it as CSV UTF-8.") from e
+    except csv.Error as e: raise UserError(f"{path} is no table (CSV): {e}.") from e
+    if not rows: raise UserError(f"{path} is empty.")
+    return rows
 
 
 def read_json(path, most=MAX_TEXT):

@@ -14,9 +14,7 @@ from test_train import ROOT, assert_same_run, command, failure, files, history, 
 
 from sifar import UserError, load_learner
 from sifar.cli import one_line_errors
-from sifar.data.fixes import read_fixes
-from sifar.data.labels import read_rows
-from sifar.files import read_json, write_file, write_json
+from sifar.files import read_json, read_table, write_file, write_json
 from sifar.log import log, log_to_screen
 from sifar.runs import report
 from sifar.runs.load import last_state, load_run
@@ -315,12 +313,11 @@ def test_help_that_a_full_disk_does_not_take_is_an_error():
     assert done.returncode == 2 and done.stderr.startswith("sifar: No space left on device")
 
 
-@pytest.mark.parametrize("read", [read_rows, read_fixes])
-def test_what_is_no_table_is_not_waited_for_and_not_read_whole(tmp_path, read):
+def test_what_is_no_table_is_not_waited_for_and_not_read_whole(tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")
     (tmp_path / "zeros.csv").symlink_to("/dev/zero")
     (tmp_path / "huge.csv").touch()
     os.truncate(tmp_path / "huge.csv", 10**12)
     for name, words in ("pipe", "no plain file"), ("zeros", "no plain file"), ("huge", "more than"):
         with pytest.raises(UserError, match=words):
-            read(tmp_path / f"{name}.csv")
+            read_table(tmp_path / f"{name}.csv")

@@ -1,14 +1,14 @@
 """The table that `python -m sifar.check` writes and a person edits: which images to drop or to relabel."""
-import csv
 from collections import Counter
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from ..config import nearest
 from ..errors import UserError
-from ..files import csv_text, delimiter, open_table, unmarked, write_file
+from ..files import csv_text, read_table, unmarked, write_file
 from .splits import SPLITS
 
 COLUMNS = "image", "split", "class", "finding", "other", "score", "action", "new_class"
@@ -25,22 +25,15 @@ def read_fixes(path):
 
     As spreadsheets save it: with commas, semicolons or tabs, names of columns in any case, others left out.
     Errors: UserError, with the line."""
-    try:
-        with open_table(path) as f:
-            head = f.readline()
-            columns = next(csv.reader([head.lower()], delimiter=delimiter(head)), [])
-            table = csv.DictReader(f, [o.strip() for o in columns], delimiter=delimiter(head))
-            rows = [(1 + table.line_num, row) for row in table]
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not in UTF-8: save it as CSV UTF-8.") from e
-    except csv.Error as e: raise UserError(f"{path} is no table (CSV): {e}.") from e
-    lacking = [name for name in ("image", "action", "new_class") if name not in (table.fieldnames or ())]
+    (_, head), *rows = read_table(path)
+    columns = [name.strip().lower() for name in head]
+    lacking = [name for name in ("image", "action", "new_class") if name not in columns]
     if lacking:
         how = "python -m sifar.check DATASET writes such a table"
         raise UserError(f"{path} has no column {lacking[0]}: {how}.")
     found = []
-    for line, row in rows:
-        row = {k: unmarked(v or "") for k, v in row.items() if isinstance(k, str)}
+    for line, cells in rows:
+        row = dict(zip_longest(columns, map(unmarked, cells[:len(columns)]), fillvalue=""))
         action = row["action"].strip().lower() or "keep"
         if action not in ACTIONS:
             raise UserError(f"{path}, line {line}: action {action!r} should be one of {', '.join(ACTIONS)}.")

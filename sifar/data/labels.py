@@ -1,11 +1,10 @@
 """A table that says what each picture of a folder is: a CSV file, as Kaggle and others have them."""
-import csv
 import os
 import re
 from pathlib import Path
 
 from ..errors import UserError, is_visible
-from ..files import delimiter, open_table
+from ..files import read_table
 from .layout import SPLIT_WORDS, Folder, check_classes, split_of
 
 # names of columns in small letters, without signs between the words; the likeliest first
@@ -19,7 +18,7 @@ def list_labels(path, table):
 
     Their paths are relative to the folder or to the table, or names alone, with or without extension.
     Errors: UserError, with the row."""
-    folder, rows = Folder(path), read_rows(table)
+    folder, rows = Folder(path), read_table(table, skipinitialspace=True)
     find = finder(folder, table.parent)
     file_at, label_at, split_at, names = columns(path, table, rows, find)
     if find(rows[0][1][file_at]): names = [f"number {i + 1}" for i in range(len(names))]    # it has no header
@@ -52,21 +51,6 @@ def find_one(find, cell, path, where):
     meant = next((o.parent for o in found if split_of(o.parent.name)[0] == "train"), found[0].parent)
     mend = f"name the folder of one as the data set, --dataset {meant}, or write more of the path"
     raise UserError(f"{where}: {cell!r} may be {found[0]} or {found[1]}: {mend}.")
-
-
-def read_rows(table):
-    "The rows of a CSV file, each with its number; commas, semicolons or tabs are between the columns."
-    try:
-        with open_table(table) as f:
-            between = delimiter(f.readline())
-            f.seek(0)
-            reader = csv.reader(f, delimiter=between, skipinitialspace=True)
-            rows = [(reader.line_num, row) for row in reader if row]
-    except FileNotFoundError as e: raise UserError(f"{table} is missing.") from e
-    except (csv.Error, UnicodeDecodeError) as e:
-        raise UserError(f"{table} is no table with commas (CSV): {e}.") from e
-    if not rows: raise UserError(f"{table} is empty.")
-    return rows
 
 
 def finder(folder, beside):
