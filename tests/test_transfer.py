@@ -60,12 +60,14 @@ def test_a_head_for_other_classes_is_fitted_to_them_and_named(image_folder, expo
 def test_what_cannot_be_started_from_is_one_line(exported, tmp_path):
     run, _ = exported
     (tmp_path / "learner.pkl").write_bytes(b"none")
-    (tmp_path / "x.pth").write_bytes(b"none")
+    for name in "x.pth", "x.safetensors":
+        (tmp_path / name).write_bytes(b"none")
     for change, words in (
         ({"arch": "resnet18", "init": str(run)}, "another architecture"),
         ({"init": "nowhere"}, "has no weights"),
         ({"init": str(tmp_path / "learner.pkl")}, "no learner file"),
         ({"init": str(tmp_path / "x.pth")}, "damaged"),
+        ({"init": str(tmp_path / "x.safetensors")}, "damaged"),
     ):
         cfg = TrainConfig(dataset="digits", **{"arch": "resnet8", **change})
         with pytest.raises(UserError, match=words):

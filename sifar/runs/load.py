@@ -157,10 +157,10 @@ def load_chosen(learn):
     models, state = learn.path / "models", state_if_any(learn.path)
     check_described(Run(learn.path), state)
     archive = learn.path / "model.safetensors"              # what an archived run has instead of models/
-    if (models / "best.pth").exists():
-        load_weights(learn, "best")
+    if (best := models / "best.pth").exists():
+        load_weights(learn.model, best)
         check_best(learn.path, state)
-    elif not models.exists() and archive.exists(): load_safetensors(learn.model, archive)
+    elif not models.exists() and archive.exists(): load_weights(learn.model, archive)
     else: load_last(learn, check_best, state)
     return learn
 
@@ -179,16 +179,6 @@ def state_if_any(run):
     "As last_state, but empty where that cannot be read."
     try: return last_state(run)
     except UserError: return {}
-
-
-def load_safetensors(model, path):
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    try:
-        open_plain(path).close()
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as e:
-        raise UserError(f"{path} is damaged ({one_line(e)}).") from e
 
 
 def load_last(learn, check=noop, state=None):

@@ -9,16 +9,18 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 import torch
 from fastai.callback.tracker import SaveModelCallback, TrackerCallback
 from fastai.learner import Callback
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from ..errors import UserError, one_line
 from ..files import identity, open_plain, write_file
 from .metrics import best_row
 
-# What torch.load and load_state_dict raise for files that are cut off, have wrong bytes, or hold something
-# else, as the unpickler follows whatever it finds: seen with 5,000 files that were changed at random.
+# What readers of weights and load_state_dict raise for files that are cut off, have wrong bytes, or hold
+# something else, as the unpickler follows whatever it finds: seen with 5,000 files, changed at random.
 DAMAGED = (
     pickle.UnpicklingError, BadZipFile, EOFError, RuntimeError, ValueError, TypeError, LookupError,
-    AttributeError, AssertionError, OverflowError, struct.error)
+    AttributeError, AssertionError, OverflowError, struct.error, SafetensorError)
 
 
 class SameFolder(Callback):
@@ -59,7 +61,8 @@ class SaveBest(SaveModelCallback):
         self.sha256 = hashlib.sha256(save_weights(self.learn, self.fname)).hexdigest()
 
     def after_fit(self):
-        if weights_path(self.learn, self.fname).exists(): load_weights(self.learn, self.fname)
+        path = weights_path(self.learn, self.fname)
+        if path.exists(): load_weights(self.model, path)
 
 
 class SaveLast(Callback):
@@ -134,10 +137,11 @@ def save_weights(learn, name):
 
 
 def read_tensors(path):
-    """What torch.save wrote into a file, on the CPU; no code of the file is run.
+    """What torch.save wrote into a file, or safetensors, on the CPU; no code of the file is run.
 
     Errors: OSError; UserError; those of DAMAGED."""
     with open_plain(path) as f:
+        if path.suffix == ".safetensors": return load(f.read())
         members, size = ZipFile(f).infolist(), f.seek(0, 2)
         # torch.save only stores: what is compressed, or there twice, may take any memory
         if any(m.compress_type != ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
@@ -146,10 +150,9 @@ def read_tensors(path):
         return torch.load(f, map_location="cpu", weights_only=True)
 
 
-def load_weights(learn, name):
-    "Load models/`name`.pth into `learn`. Errors: UserError where it is damaged or missing."
-    path = weights_path(learn, name)
-    try: learn.model.load_state_dict(read_tensors(path))
+def load_weights(model, path):
+    "Load a file of weights into `model`. Errors: UserError where it is damaged or missing."
+    try: model.load_state_dict(read_tensors(path))
     except (PermissionError, torch.OutOfMemoryError): raise         # the file may be good
     except (OSError, *DAMAGED) as e:
         raise UserError(f"{path} is damaged or missing ({one_line(e)}).") from e

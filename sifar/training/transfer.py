@@ -107,9 +107,6 @@ def read_weights(cfg):
     path = find_weights(SHIPPED if cfg.init == "cifar100" else Path(cfg.init))
     if path.suffix == ".pkl": return load_learner(path).model.state_dict()
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-            return load_file(path)
         state = read_tensors(path)
         if path.name == "last.pth": state = (state.get("ema") or state)["model"]
         return state
