@@ -364,17 +364,18 @@ def browser():
 
 @pytest.fixture
 def tab(browser, page, request):
-    "The page in a tab as large as the test asks for; in the end its console has no errors."
+    "The page in a tab as large as the test asks for; its console gets no errors, and it asks no other host."
     options = getattr(request, "param", {})
     context = (
         browser.new_context(viewport={"width": 1200, "height": 1100}, **options)
         if "viewport" not in options
         else browser.new_context(**options)
     )
-    o, errors = context.new_page(), []
+    o, errors, asked = context.new_page(), [], []
     o.set_default_timeout(60_000)
     o.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
     o.on("pageerror", lambda e: errors.append(str(e)))
+    o.on("request", lambda r: asked.append(r.url))
     o.goto(page.url)
     o.get_by_text("What is in the picture?").wait_for()
     yield o
@@ -383,6 +384,7 @@ def tab(browser, page, request):
     o.screenshot(path=shots / f"{re.sub(r'[^a-z0-9]+', '_', request.node.name)}.png", full_page=True)
     context.close()
     assert errors == [] and "Traceback" not in page.log()
+    assert asked and [u for u in asked if not u.startswith((page.url, "data:", "blob:"))] == []
 
 
 def upload(tab, path):
@@ -396,6 +398,8 @@ def clear(tab):
 
 
 def test_a_picture_gives_labels_what_the_model_sees_and_why(tab, exported, pictures):
+    boxes = "#labels", "#part", "#seen", "#why", "#choice", "#shown", "#table"
+    assert [o for o in boxes if tab.locator(o).is_visible()] == [], "no box before the first answer"
     upload(tab, pictures[0])
     answer = Predictor(exported[0]).answer(pictures[0])
     tab.locator("#headline", has_text=app.headline(answer)).wait_for()
@@ -411,6 +415,9 @@ def test_a_picture_gives_labels_what_the_model_sees_and_why(tab, exported, pictu
     assert tab.locator("#seen img").evaluate("o => [o.naturalWidth, o.naturalHeight]") == [256, 256]
     tab.locator("#choice label").nth(1).click()
     tab.wait_for_function("before => document.querySelector('#why img')?.src != before", arg=before)
+    assert all(tab.locator(o).is_visible() for o in boxes[:5])
+    tab.get_by_role("tab", name="Many").click()
+    assert not any(tab.locator(o).is_visible() for o in boxes)
 
 
 @pytest.fixture(scope="module")
@@ -478,16 +485,6 @@ def test_on_a_phone_all_of_the_answer_stands_above_the_examples_and_is_easy_to_r
     for words in ("#note p", "#part label", "#choice span", "#choice .selected"):
         assert tab.evaluate(CONTRAST, words) >= 4.5, words
     phone.close()
-
-
-def test_boxes_for_pictures_appear_with_the_first_answer(tab, pictures):
-    boxes = "#labels", "#part", "#seen", "#why", "#choice"
-    assert [o for o in boxes if tab.locator(o).is_visible()] == []
-    upload(tab, pictures[0])
-    for box in boxes:
-        tab.locator(box).wait_for()
-    tab.get_by_role("tab", name="Many").click()
-    assert not tab.locator("#shown").is_visible() and not tab.locator("#table").is_visible()
 
 
 def test_a_bad_file_is_a_message_and_the_old_answer_goes(tab, pictures, tmp_path):
@@ -589,16 +586,6 @@ def test_the_page_tells_about_the_model(tab):
     tab.get_by_role("tab", name="About").click()
     for text in ("78,042", "resnet8", "test top-1", "it knows only these 10 classes"):
         tab.get_by_text(text).first.wait_for()
-
-
-def test_the_page_asks_no_other_host(browser, page):
-    asked = []
-    o = browser.new_page()
-    o.on("request", lambda r: asked.append(r.url))
-    o.goto(page.url)
-    o.get_by_text("What is in the picture?").wait_for()
-    o.close()
-    assert asked and [u for u in asked if not u.startswith((page.url, "data:", "blob:"))] == []
 
 
 # ---- abuse: last, as Gradio itself logs what is no request of its own ----

@@ -311,28 +311,29 @@ def test_a_batch_is_augmented_by_the_distributions_of_the_items(aug):
     assert abs(filled_i.mean(0) - filled_b.mean(0)).max() < 0.03, "borders and holes"
     for a, b in ((items.mean(0), batch.mean(0)), (items.std(0), batch.std(0))):
         assert abs(a - b).max() < 0.8, "what is seen where"
-    for a, b in ((offsets(o, f) for o, f in ((items, filled_i), (batch, filled_b))),):
-        assert (
-            a.shape == b.shape == (81 * 2,) and abs(a - b).max() < 0.005 and min(a.min(), b.min()) > 0.003
-        ), "each shift, mirrored or not"
+    a, b = offsets(items, filled_i), offsets(batch, filled_b)
+    assert a.shape == b.shape == (81 * 2,) and abs(a - b).max() < 0.005 and min(a.min(), b.min()) > 0.003, (
+        "each shift, mirrored or not"
+    )
+    assert 0.45 < a[81:].sum() < 0.55 and 0.45 < b[81:].sum() < 0.55
     holes_i, holes_b = (np.bincount(o.sum((1, 2)), minlength=600) / n for o in (filled_i, filled_b))
     assert abs(np.cumsum(holes_i) - np.cumsum(holes_b)).max() < 0.03, "pixels filled in an image"
 
 
 def offsets(images, filled):
     "The share of images with each of the 81 shifts, not mirrored and mirrored."
-    rows, cols = images[..., 0].astype(int) - np.arange(32)[:, None], images[..., 1].astype(int)
+    rows, cols = (images[..., i].astype(np.int16) - 10 for i in (0, 1))
     straight, mirrored = cols - np.arange(32), cols + np.arange(32) - 31
 
-    def common(o):
-        return np.ma.median(np.ma.masked_array(o, filled), axis=(1, 2)).astype(int) - 10
+    def seen(o, extreme):
+        "The least or the largest of what is not filled, which are one number where all of it moved alike."
+        return extreme(o, axis=(1, 2), where=~filled, initial=99 if extreme is np.min else -99)
 
-    def constant(o):
-        return np.ma.masked_array(o, filled).std(axis=(1, 2)) == 0
-
-    is_mirrored = ~constant(straight)
-    shift = np.where(is_mirrored, common(mirrored), common(straight))
-    return np.bincount((common(rows) + 4) * 9 + shift + 4 + 81 * is_mirrored, minlength=162) / len(images)
+    is_mirrored = seen(straight, np.min) != seen(straight, np.max)
+    shift = np.where(is_mirrored, seen(mirrored, np.min), seen(straight, np.min))
+    down = seen(rows - np.arange(32)[:, None], np.min)
+    assert (down == seen(rows - np.arange(32)[:, None], np.max)).all()
+    return np.bincount((down + 4) * 9 + shift + 4 + 81 * is_mirrored, minlength=162) / len(images)
 
 
 def test_a_batch_of_digits_is_not_mirrored():

@@ -47,7 +47,8 @@ class FixedNorms(Callback):
 
 def steps(**settings):
     cfg = TrainConfig(
-        dataset="digits", arch="resnet8", bs=64, precision="fp32", device="cpu", seed=3, lr=0.02, **settings)
+        dataset="digits", arch="resnet8", bs=64, sizes="16", precision="fp32", device="cpu", seed=3, lr=0.02,
+        **settings)
     learn = get_learner(get_dls(cfg), cfg)
     with learn.no_bar(), learn.no_logging():
         learn.fit_warmup_cosine(1, warmup=0, cbs=[SeedEpochs(3), FixedNorms()])

@@ -193,27 +193,30 @@ def test_what_was_changed_in_a_run_folder_is_not_exported(finished, part, key, c
         load_run(finished, images=False)
 
 
-def test_weights_of_another_epoch_in_place_of_the_best_are_noticed(finished, capsys):
-    best = finished / "models" / "best.pth"
+def replace_best(run):
+    "Put other weights in the place of the best ones."
+    best = run / "models" / "best.pth"
     state = torch.load(best, weights_only=True)
     torch.save({k: v + 0.001 if v.is_floating_point() else v for k, v in state.items()}, best)
+    return best
+
+
+def test_weights_of_another_epoch_in_place_of_the_best_are_noticed(finished, capsys):
+    best = replace_best(finished)
     assert f"{best} is damaged or was replaced" in failure(capsys, "--resume", finished, "--epochs", 5)
     with pytest.raises(UserError, match="was replaced"):
         load_run(finished)
 
 
-def test_a_run_that_was_killed_between_its_two_checkpoints_goes_on(tmp_path):
-    run(*SHORT, "--epochs", 1, "--runs", tmp_path, "--name", "a")
-    path = tmp_path / "digits" / "a"
-    before = (path / "models" / "last.pth").read_bytes()
-    run("--resume", path, "--epochs", 3)
-    # as if the third had been the best, and the process had ended before it wrote last.pth
-    rows = [o.split(",") for o in (path / "history.csv").read_text().splitlines()][:3]
-    rows[2][3] = "0.99"
-    (path / "history.csv").write_text("".join(",".join(o) + "\n" for o in rows))
-    (path / "models" / "last.pth").write_bytes(before)
-    run("--resume", path, "--epochs", 3)
-    assert [o["epoch"] for o in history(path)] == ["1", "2", "3"]
+def test_a_run_that_was_killed_between_its_two_checkpoints_goes_on(finished):
+    "As if a fifth epoch had been the best, and the process had ended before it wrote last.pth."
+    replace_best(finished)
+    rows = (finished / "history.csv").read_text().splitlines()
+    ahead = rows[-1].split(",")
+    ahead[0], ahead[3] = "5", "0.99"
+    (finished / "history.csv").write_text("\n".join([*rows, ",".join(ahead)]) + "\n")
+    run("--resume", finished, "--epochs", 5)
+    assert [o["epoch"] for o in history(finished)] == ["1", "2", "3", "4", "5"]
 
 
 # ---- what a run folder, a terminal and a name may hold ----

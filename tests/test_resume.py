@@ -59,7 +59,7 @@ OTHERS = (
 
 @pytest.mark.parametrize("options", [MOST, OTHERS])
 def test_every_option_is_resumed_to_the_same_weights(tmp_path, options):
-    options = *SMALL, "--epochs", 3, *options, "--runs", tmp_path
+    options = *SMALL, "--epochs", 3, "--bs", 256, *options, "--runs", tmp_path
     run(*options, "--name", "whole")
     cut(signal.SIGKILL, *options, "--name", "cut")
     assert not (tmp_path / "digits" / "cut" / "metrics.json").exists()

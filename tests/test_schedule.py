@@ -37,7 +37,7 @@ def test_without_warmup_it_starts_at_the_top():
 
 
 def test_a_fit_sets_it_for_each_batch_and_leaves_momentum_alone():
-    cfg = TrainConfig(dataset="digits", arch="resnet8", bs=256)
+    cfg = TrainConfig(dataset="digits", arch="resnet8", bs=256, sizes="8", valid_pct=0.0)
     learn = get_learner(get_dls(cfg), cfg)
     with learn.no_bar(), learn.no_logging():
         learn.fit_warmup_cosine(3, 0.2, warmup=1)

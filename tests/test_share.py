@@ -145,6 +145,8 @@ def test_a_run_is_exported_without_its_data_set(tmp_path, tiny_cifar):
             "resnet8",
             "--epochs",
             "1",
+            "--sizes",
+            "8",
             "--runs",
             str(tmp_path / "runs"),
             "--name",
@@ -211,7 +213,7 @@ def test_nothing_but_the_named_files_is_left(exported):
 
 
 def test_callbacks_that_log_and_save_are_no_hindrance_and_stay_with_the_learner(tmp_path):
-    cfg = TrainConfig(dataset="digits", arch="resnet8", precision="bf16")
+    cfg = TrainConfig(dataset="digits", arch="resnet8", precision="bf16", bs=512, sizes="8")
     learn = get_learner(get_dls(cfg), cfg, path=tmp_path)
     learn.add_cbs([CSVLogger(), SaveModelCallback()])
     with learn.no_bar(), learn.no_logging():

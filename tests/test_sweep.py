@@ -10,11 +10,9 @@ def test_a_sweep_writes_a_row_a_training_and_goes_on_where_it_broke_off(tmp_path
         sweep.main()
         return sweep.read_rows(path)
 
-    first = rows("--epochs 1 --bs 256")
-    assert [(o["flags"], o["seed"]) for o in first] == [
-        ("--epochs 1 --bs 256", "1"),
-        ("--epochs 1 --bs 256", "2"),
-    ]
+    short = "--epochs 1 --bs 512 --sizes 8"
+    first = rows(short)
+    assert [(o["flags"], o["seed"]) for o in first] == [(short, "1"), (short, "2")]
     assert all(0 < float(o["top1"]) < 100 and float(o["seconds"]) > 0 for o in first)
-    more = rows("--epochs 1 --bs 256", "--epochs 1 --bs 256 --smoothing 0.3")
+    more = rows(short, f"{short} --smoothing 0.3")
     assert more[:2] == first and len(more) == 4 and float(more[2]["loss"]) != float(first[0]["loss"])

@@ -110,7 +110,7 @@ def test_a_frozen_epoch_moves_the_head_and_norms_alone_and_later_stages_move_fas
 def test_a_fine_tuned_run_that_is_killed_goes_on_without_the_weights_that_it_started_from(exported, tmp_path):
     origin = tmp_path / "origin"
     shutil.copytree(exported[0], origin)
-    tune = *SMALL, "--freeze", "2", "--ema", "0.9", "--init", origin, "--runs", tmp_path
+    tune = *SMALL, "--bs", "256", "--freeze", "2", "--ema", "0.9", "--init", origin, "--runs", tmp_path
     run(*tune, "--name", "whole")
     cut(signal.SIGKILL, *tune, "--name", "killed", until=THREE_EPOCHS)
     shutil.rmtree(origin)
@@ -323,7 +323,7 @@ def in_cache(hub, name, tag, **kwargs):
 
 def test_weights_of_timm_are_taken_from_the_cache_and_what_does_not_fit_is_named(hub, caplog):
     known = in_cache(hub, "resnet18", "a1_in1k")
-    cfg = TrainConfig(dataset="digits", arch="timm:resnet18", init="timm")
+    cfg = TrainConfig(dataset="digits", arch="timm:resnet18", init="timm", bs=32, dry_run=True)
     with caplog.at_level("INFO"):
         now = weights(get_learner(get_dls(cfg), cfg))
     # a stem of 3x3 for small images, a head for ten classes
