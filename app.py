@@ -28,7 +28,7 @@ from sifar.cli import Parser, one_line_errors
 from sifar.data.image import crop_box, fit_views, read_rgb
 from sifar.errors import UserError
 from sifar.files import csv_text, read_about, write_file
-from sifar.log import command, quiet_imports, relative
+from sifar.log import command, relative
 from sifar.share.guard import MAX_FILES, guarded, open_picture
 from sifar.training.metrics import FEW
 
@@ -531,7 +531,6 @@ def main(args=None):
     with one_line_errors("page"):
         cfg = parser.parse_args(args)
         if cfg.port is not None: check_port(cfg.port)
-        quiet_imports()
         make_upload_folder()
         prepare_gradio()
         page = build(find_model(cfg.model))

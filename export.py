@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sifar.cli import Parser, one_line_errors
 from sifar.errors import UserError
-from sifar.log import command, log, log_to_screen, quiet_imports
+from sifar.log import command, log, log_to_screen
 
 
 def export(cfg):
@@ -45,7 +45,6 @@ def main(args=None):
                         help="upload the Space to USER/NAME on Hugging Face")
     with one_line_errors():
         cfg = parser.parse_args(args)
-        quiet_imports()
         log_to_screen()
         log.info("Next: %s", command("app.py", "--model", export(cfg)))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sifar.cli import one_line_errors, without_flags
 from sifar.errors import name_batch_size
-from sifar.log import command, log, log_to_screen, progress, quiet_imports, say_once
+from sifar.log import command, log, log_to_screen, progress, say_once
 
 # What takes seconds to import is imported where it is used: --help and wrong flags are answered at once.
 
@@ -45,7 +45,6 @@ def train(cfg, args):
 
 def main(args=None):
     with one_line_errors():
-        quiet_imports()
         log_to_screen()
         from sifar.runs.arguments import parse_args
         cfg = parse_args(args)

@@ -21,7 +21,6 @@ from sifar import TrainConfig, load_learner
 from sifar.cli import one_line_errors
 from sifar.data.datasets import load_data
 from sifar.data.twins import exact_twins, near_twins
-from sifar.log import quiet_imports
 from sifar.runs.doubts import far_from_others, outputs, standard, unlike
 
 SIDE, SHARE, SWAPPED = 32, 0.03, 0.05
@@ -120,7 +119,6 @@ def main(args=None):
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     o = parser.parse_args(args)
     with one_line_errors():
-        quiet_imports()
         data = load_data(TrainConfig(dataset=o.labels or "cifar100", data=o.data, valid_pct=0.0))
         if not o.labels:
             for seed in o.seeds: plant_twins(data.images, o.images, seed)

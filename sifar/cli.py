@@ -17,7 +17,7 @@ from .libraries import check_libraries
 from .signals import ending_signals, give_back, leave_closed_terminal, listen
 
 try:
-    from .log import called, check_shown, open_streams
+    from .log import called, check_shown, open_streams, quiet_imports
 except ModuleNotFoundError as e:            # rich, which is imported before one_line_errors can listen
     say(explain(e))
     sys.exit(2)
@@ -57,7 +57,7 @@ def with_hyphens(arg):
 def one_line_errors(extra=None):
     """Whatever a user can cause ends in one line on stderr and exit code 2, without a traceback.
 
-    So do libraries that do not fit, those of `extra` (page, ...) among them.
+    So do libraries that do not fit, those of `extra` (page, ...) among them. fastai may be imported in it.
     Ctrl-C, SIGTERM and a terminal that is closed end with 130, 143 and 129; signals are given back."""
     caught = []
 
@@ -77,6 +77,7 @@ def one_line_errors(extra=None):
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         check_libraries(extra)
+        quiet_imports()
         yield
         if caught: stop(caught[-1], None)
         check_shown()

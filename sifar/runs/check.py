@@ -15,7 +15,7 @@ from ..data.splits import SPLITS
 from ..distributed import is_first
 from ..errors import UserError
 from ..files import write_file
-from ..log import command, counted, log, log_to_screen, quiet_imports
+from ..log import command, counted, log, log_to_screen
 from .page import template, thumbnail
 
 SAME, EXACT, NEAR = "same file", "same pixels", "near twin"
@@ -180,7 +180,6 @@ def main(args=None):
     parser.add_argument("--model", type=Path, help="learner.pkl, or its folder, that judges the labels too")
     parser.add_argument("--html", action="store_true", help="write a page with the pictures too")
     with one_line_errors():
-        quiet_imports()
         log_to_screen()
         o = parser.parse_args(args)
         run(TrainConfig(dataset=o.dataset, labels=o.labels), o.model, o.html)

@@ -11,7 +11,7 @@ from ..cli import Parser, one_line_errors
 from ..config import FREE_ON_RESUME
 from ..errors import UserError, explain
 from ..files import write_file
-from ..log import console, log, log_to_screen, quiet_imports
+from ..log import console, log, log_to_screen
 from .run import Run, attempt, column, find_runs
 
 ASIDE = {*FREE_ON_RESUME, "name"}         # settings that make no difference worth a column
@@ -133,7 +133,6 @@ def main(args=None):
     parser.add_argument("--plot", type=Path, default=Path("compare.png"),
                         help="where the curves go (default: compare.png)")
     with one_line_errors():
-        quiet_imports()
         log_to_screen()
         args = parser.parse_args(args)
         named = {path.resolve(): path for path in args.runs}        # a run that is named twice is one

@@ -14,7 +14,7 @@ from ..data.splits import SPLITS
 from ..data.twins import tested_twins
 from ..distributed import gather, is_first
 from ..files import write_json
-from ..log import RESULT, counted, log, log_to_screen, quiet_imports
+from ..log import RESULT, counted, log, log_to_screen
 from ..training.metrics import FEW, balanced_accuracy, best_row
 from .calibration import calibration_error, fit_confidence, unknown_figures
 from .doubts import doubted
@@ -192,7 +192,6 @@ def main(args=None):
     parser.add_argument("run", type=Path, nargs="?",
                         help="run folder, by default the one that was finished last")
     with one_line_errors():
-        quiet_imports()
         log_to_screen()
         path = parser.parse_args(args).run or newest_run()
         report(Run(path))

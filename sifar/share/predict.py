@@ -7,7 +7,7 @@ from ..cli import Parser, one_line_errors
 from ..distributed import gather, is_first, part, world
 from ..errors import UserError
 from ..files import csv_text, write_file
-from ..log import log, log_to_screen, progress, quiet_imports
+from ..log import log, log_to_screen, progress
 
 
 def predict(cfg):
@@ -89,7 +89,6 @@ def main(args=None):
                         help="file for the labels and probabilities, instead of the terminal")
     with one_line_errors():
         cfg = parser.parse_args(args)
-        quiet_imports()
         log_to_screen()
         from ..training.ranks import joined
         with joined("auto"): predict(cfg)
