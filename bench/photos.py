@@ -15,15 +15,14 @@ from PIL import Image, ImageOps
 
 from sifar import Predictor, UserError
 from sifar.cli import one_line_errors
-from sifar.data.image import VIEWS, read_views, upright_rgb
-from sifar.data.layout import visible_files
-from sifar.log import quiet_imports
+from sifar.data.image import VIEWS, upright_rgb
+from sifar.data.layout import Folder
 from sifar.runs.calibration import fit_confidence, judge, unknown_figures
 
 
 def photos(folder, vocab):
     "The files in the class folders of `folder`, and their labels (n,). Errors: UserError."
-    files = visible_files(folder)
+    files = Folder(folder).all("files")
     if not files: raise UserError(f"{folder} holds no files.")
     unknown = sorted({path.parent.name for path in files} - set(vocab))
     if unknown: raise UserError(f"{folder} has classes that the model lacks: {', '.join(unknown)}.")
@@ -56,7 +55,6 @@ def main(args=None):
     parser.add_argument("--fit", action="store_true")
     args = parser.parse_args(args)
     with one_line_errors():
-        quiet_imports()
         predictor = Predictor(args.model)
         files, targs = photos(args.folder, predictor.vocab)
         print("| views | top-1 | top-5 | points |\n|---|---|---|---|")
@@ -64,13 +62,13 @@ def main(args=None):
         base = say("the square in the middle", probs, targs, None)
         for n in VIEWS:
             predictor.views = n
-            probs = predictor.probs_of_views([read_views(path, predictor.sz, n) for path in files])
+            probs = predictor.probs_of_views([predictor.read_views(path) for path in files])
             say(n, probs, targs, base)
         predictor.views = 1
         probs = seen_once(predictor, files)
         if args.fit: print(json.dumps(fit_confidence(probs, targs), indent=2))
         else: say_sure(predictor.confidence, probs, targs, {
-            folder.name: seen_once(predictor, visible_files(folder)) for folder in args.unknown})
+            folder.name: seen_once(predictor, Folder(folder).all("files")) for folder in args.unknown})
 
 
 def seen_once(predictor, files):

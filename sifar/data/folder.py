@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import UserError, one_line, visible
 from ..files import open_plain, write_file
 from ..log import console, log
-from .image import GEOMETRY, MAX_PIXELS, explained, formats, open_image, read_image
+from .image import GEOMETRY, explained, formats, open_image, read_image
 from .labels import list_labels
 from .layout import list_folder, trained_on
 from .splits import stratified_split
@@ -62,7 +62,7 @@ def median_side(files):
 
 
 def shorter_side(file):
-    with explained(file, MAX_PIXELS), open_image(file) as img: return min(img.size)
+    with explained(file), open_image(file) as img: return min(img.size)
 
 
 def larger_size(side, n):
@@ -201,7 +201,7 @@ def decode_all(files, images, fit):
     from rich.progress import track
 
     def decode(f, row):
-        try: row[:] = read_image(f, len(row), fit=fit)
+        try: row[:] = read_image(f, len(row), fit)
         except UserError as e: return e.text.removeprefix(f"{f} ")
     with ThreadPoolExecutor() as pool:
         # where there is neither terminal nor notebook, it would print an empty line

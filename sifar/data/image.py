@@ -35,30 +35,25 @@ def formats():
     return [name for name in Image.ID if name not in ("EPS", "WMF", "ICO", "CUR", "ICNS", "BLP")]
 
 
-def read_image(o, sz, min_side=1, max_pixels=MAX_PIXELS, fit="halfway"):
+def read_image(o, sz, fit="halfway"):
     """A path, the bytes of an image file, an array or a Pillow image, as a Pillow image (sz,sz), RGB.
 
-    Errors: those of `read_views`."""
-    return read_views(o, sz, 1, min_side, max_pixels, fit)[0]
+    Errors: those of `read_rgb`."""
+    return fit_views(read_rgb(o), sz, fit=fit)[0]
 
 
-def read_views(o, sz, n, min_side=1, max_pixels=MAX_PIXELS, fit="halfway"):
-    "`n` views of an image of any kind, as `fit_views` makes them. Errors: those of `read_rgb`."
-    return fit_views(read_rgb(o, min_side, max_pixels), sz, n, fit)
-
-
-def read_rgb(o, min_side=1, max_pixels=MAX_PIXELS):
+def read_rgb(o, min_side=1):
     """An image of any kind as a Pillow image, RGB and upright, in its own size.
 
     Errors: UserError for what is no image, is damaged, too small or too large."""
     name = o if isinstance(o, (str, Path)) else "The image"
-    with explained(name, max_pixels), open_image(o) as img:
-        check_size(img, name, min_side, max_pixels)
+    with explained(name), open_image(o) as img:
+        check_size(img, name, min_side)
         return upright_rgb(img)
 
 
 @contextmanager
-def explained(name, max_pixels):
+def explained(name, max_pixels=MAX_PIXELS):
     "Whatever Pillow raises for the image `name` is a UserError that says so."
     # odd metadata, and sizes for which check_size is stricter; catch_warnings is not for threads
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -87,7 +82,7 @@ def open_image(o):
     raise UserError(f"An image is a path, bytes, an array or a Pillow image, not a {type(o).__name__}.")
 
 
-def check_size(img, name, min_side, max_pixels):
+def check_size(img, name, min_side, max_pixels=MAX_PIXELS):
     "Raise a UserError for an image that is too small or too large, before it is decoded."
     if min(img.size) < min_side: raise UserError(f"{name} has only {img.width} x {img.height} pixels.")
     if img.width * img.height <= max_pixels and max(img.size) <= MAX_SIDE: return

@@ -243,8 +243,3 @@ def left(path, root, tops, listed):
     if notes := root.all("notes"):
         kinds = ", ".join(sorted({(file.suffix or file.name).lower() for file in notes}))
         yield f"Not read, as they are no pictures ({kinds}): {len(notes)}"
-
-
-def visible_files(path):
-    "The files in the folder `path` and below that may be pictures."
-    return Folder(path).all("files")

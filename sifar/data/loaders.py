@@ -46,7 +46,7 @@ class ReadImage(Transform):
 
     def encodes(self, o):
         if isinstance(o, (int, np.integer)): o = self.data.images[o]
-        return PILImage(read_image(o, self.sz, fit=self.fit))
+        return PILImage(read_image(o, self.sz, self.fit))
 
 
 class ReadLabel(Transform):

@@ -48,14 +48,14 @@ def classify(predictor, files, k, say):
 
 
 def list_images(paths):
-    """The files among `paths`, and those in the folders among them, as visible_files has them.
+    """The files among `paths`, and those in the folders among them, but hidden ones and notes beside them.
 
     Errors: UserError."""
-    from ..data.layout import visible_files
+    from ..data.layout import Folder
     files: list[Path] = []
     for path in paths:
         if not path.exists(): raise UserError(f"{path} is missing.")
-        found = [path] if path.is_file() else visible_files(path)
+        found = [path] if path.is_file() else Folder(path).all("files")
         if not found: raise UserError(f"{path} holds no files.")
         files += found
     if not files: raise UserError("No images are named: python -m sifar.predict MODEL IMAGE...")

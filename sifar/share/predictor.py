@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.image import VIEWS, read_image, read_views
+from ..data.image import VIEWS, fit_views, read_image, read_rgb
 from ..errors import UserError
 from ..runs.calibration import EPS, judge, with_temperature
 
@@ -43,13 +43,11 @@ class Predictor:
         self.confidence = self.model.about.get("confidence")
         check_confidence(self.confidence)
 
-    def read(self, image, **limits):
-        """What the model sees of an image, as a Pillow image of `sz` x `sz` pixels.
+    def read(self, image):
+        "What the model sees of an image, as a Pillow image of `sz` x `sz` pixels."
+        return read_image(image, self.sz, self.fit)
 
-        limits: those of `read_image`."""
-        return read_image(image, self.sz, fit=self.fit, **limits)
-
-    def read_views(self, image): return read_views(image, self.sz, self.views, fit=self.fit)
+    def read_views(self, image): return fit_views(read_rgb(image), self.sz, self.views, self.fit)
 
     def probs(self, images):
         "The probabilities, an array (n,c), of images that `read` gave, or of an array (n,sz,sz,3) uint8."
