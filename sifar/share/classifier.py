@@ -25,6 +25,13 @@ class Classifier(nn.Module):
         x = x.permute(0, 3, 1, 2).float() / 255             # (n,h,w,3) -> (n,3,h,w)
         return (x - self.mean) / self.std
 
+    def features(self, x):
+        "The grid of features (n,c,h,w) that the head of the model gets of images; None where there is none."
+        if not hasattr(self.model, "forward_features"): return None
+        features = self.model.forward_features(self.normalize(x))
+        is_grid = features.ndim == 4 and features.shape[1] == getattr(self.model, "num_features", None)
+        return features if is_grid else None
+
     def forward(self, x): return self.model(self.normalize(x)).softmax(1)
 
 
@@ -59,16 +66,13 @@ class LearnerModel:
         None for a model that has no grid of features.
 
         https://arxiv.org/abs/1610.02391"""
-        model = self.classifier.model
-        if not hasattr(model, "forward_features"): return None
-        x = self.classifier.normalize(torch.from_numpy(image[None]).to(self.device))
-        features = model.forward_features(x)                # (1,channels,h,w), of a grid
-        if features.ndim != 4 or features.shape[1] != getattr(model, "num_features", None): return None
-        score = model.forward_head(features)[0, c]
+        features = self.classifier.features(torch.from_numpy(image[None]).to(self.device))   # (1,k,h,w)
+        if features is None: return None
+        score = self.classifier.model.forward_head(features)[0, c]
         grad, = torch.autograd.grad(score, features)
         # each channel counts as much as the score grows with it, on average over the grid;
         # relu: what speaks against the label is not shown
-        weights = grad.mean((2, 3), keepdim=True)           # (1,channels,1,1)
+        weights = grad.mean((2, 3), keepdim=True)           # (1,k,1,1)
         cam = F.relu((weights * features).sum(1, keepdim=True).detach())        # (1,1,h,w)
         cam = cam / cam.max().clamp_min(1e-12)
         return F.interpolate(cam, (self.sz, self.sz), mode="bilinear")[0, 0].cpu().numpy()

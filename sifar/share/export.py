@@ -192,10 +192,9 @@ class WithMaps(nn.Module):
         self.register_buffer("weights", weights)
 
     def forward(self, x):
-        model = self.classifier.model
-        features = model.forward_features(self.classifier.normalize(x))
+        features = self.classifier.features(x)
         maps = torch.einsum("nkhw,ck->nchw", features, self.weights)
-        return model.forward_head(features).softmax(1), maps
+        return self.classifier.model.forward_head(features).softmax(1), maps
 
 
 def map_weights(classifier, sz):
@@ -203,14 +202,12 @@ def map_weights(classifier, sz):
 
     So they are where a linear layer follows on the mean or the largest of each. Else, and without a grid of
     features, None."""
-    model = classifier.model
-    if not hasattr(model, "forward_features"): return None
-    with torch.no_grad(): features = model.forward_features(classifier.normalize(torch.zeros(1, sz, sz, 3)))
-    if features.ndim != 4 or features.shape[1] != getattr(model, "num_features", None): return None
+    with torch.no_grad(): features = classifier.features(torch.zeros(1, sz, sz, 3))
+    if features is None: return None
 
     def weights(features):
         "The mean gradient (c,k) of each class by features (1,k,h,w)."
-        return torch.func.jacrev(model.forward_head)(features)[0, :, 0].mean((2, 3)).detach()
+        return torch.func.jacrev(classifier.model.forward_head)(features)[0, :, 0].mean((2, 3)).detach()
     generator = torch.Generator().manual_seed(0)
     here, there = (weights(torch.randn(features.shape, generator=generator)) for _ in range(2))
     return here if torch.allclose(here, there, atol=1e-6) else None
