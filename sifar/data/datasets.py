@@ -2,6 +2,7 @@
 import functools
 import zlib
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -83,11 +84,8 @@ def read_data(cfg):
 
 def numbered(split):
     "Names for images without files, by their split (n,): train/0, train/1, ..., test/0, ..."
-    counts = dict.fromkeys(SPLITS, -1)
-    def number(name):
-        counts[name] += 1
-        return f"{name}/{counts[name]}"
-    return [number(name) for name in split.tolist()]
+    numbers = {name: count() for name in SPLITS}
+    return [f"{name}/{next(numbers[name])}" for name in split.tolist()]
 
 
 def say_classes(data, most=10):
@@ -116,6 +114,8 @@ def unknown_images(dataset):
     return "tiles of photographs", tiles.reshape(-1, 32, 32, 3)[::2]
 
 
+def read_digits():
+    "scikit-learn's 1,797 handwritten digits, 8x8 grey, as 32x32 RGB; a fixed stratified fifth is test."
     images, y = enlarged_digits()
     rows = np.arange(len(y))
     test = stratified_split(rows, y, 0.2, 0)[1]
@@ -126,8 +126,6 @@ def unknown_images(dataset):
 @functools.cache                # for the runs of several seeds
 def enlarged_digits():
     "The images (n,32,32,3) uint8 and labels (n,) of the digits."
-def read_digits():
-    "scikit-learn's 1,797 handwritten digits, 8x8 grey, as 32x32 RGB; a fixed stratified fifth is test."
     from sklearn.datasets import load_digits
     x, y = load_digits(return_X_y=True)
     def enlarge(grey):

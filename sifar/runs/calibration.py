@@ -21,11 +21,11 @@ def reliability(probs, targs, bins=15):
     return mean_confidence, accuracy, n[used] / len(targs)
 
 
-def calibration_error(probs, targs, bins=15):
+def calibration_error(probs, targs):
     """The expected calibration error (ECE): how far confidence and accuracy lie apart, on average.
 
     https://arxiv.org/abs/1706.04599"""
-    confidence, accuracy, share = reliability(probs, targs, bins)
+    confidence, accuracy, share = reliability(probs, targs)
     return float((abs(confidence - accuracy) * share).sum())
 
 

@@ -69,7 +69,9 @@ def check_settings(run, now, state):
 def last_state(run):
     "The dictionary in models/last.pth, checked: see SaveLast for what is in it. Errors: UserError."
     path = last_checkpoint(run)
-    try: state = read_tensors(path)
+    try:
+        state = read_tensors(path)
+        check_state(state)
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing: this run cannot go on, start a new one.") from e
     except OSError as e:
@@ -77,20 +79,16 @@ def last_state(run):
         if e.errno == errno.EINVAL: raise damaged(run, e) from e
         raise
     except DAMAGED as e: raise damaged(run, e) from e
-    if problem := check_state(state): raise damaged(run, problem)
     return state
 
 
 def check_state(state):
-    "What is wrong with a dictionary that came from models/last.pth; None where nothing is."
-    try:
-        check_form(state, STATE)
-        # None where there is no valid set; infinite before the first epoch
-        if not isinstance(state["best"], (float, NoneType)): return "best is no number"
-        if state["epoch"] != len(state["history"]): return "epochs and history differ"
-        for row in state["history"]: check_row(row)
-    except (ValueError, TypeError) as e: return e
-    return None
+    "Check a dictionary that came from models/last.pth. Errors: ValueError, TypeError."
+    check_form(state, STATE)
+    # None where there is no valid set; infinite before the first epoch
+    if not isinstance(state["best"], (float, NoneType)): raise TypeError("best is no number")
+    if state["epoch"] != len(state["history"]): raise ValueError("epochs and history differ")
+    for row in state["history"]: check_row(row)
 
 
 def fill(target, state, run):
@@ -190,8 +188,3 @@ def load_last(learn, check=noop, state=None):
     average = state.get("ema")              # counts instead of the weights themselves
     fill(learn.model, average["model"] if average else state["model"], learn.path)
     return learn
-
-
-def saved_history(run):
-    "The history in models/last.pth of the folder `run`. Errors: UserError."
-    return last_state(run)["history"]

@@ -200,9 +200,10 @@ def main(args=None):
 
 def report(run):
     "Write the report of a run again, with whatever of it can still be read."
-    from .load import load_chosen, load_last, new_learner, saved_history  # after quiet_imports
+    from .load import last_state, load_chosen, load_last, new_learner  # fastai, which takes seconds
     notes = list[str]()
-    sources = [run.history] if run.archived else [partial(saved_history, run.path), run.history]
+    def saved(): return last_state(run.path)["history"]
+    sources = [run.history] if run.archived else [saved, run.history]
     history = attempt(notes, *sources) or []
     if len(history) < run.settings.epochs:
         epochs = f"{len(history)} of {counted(run.settings.epochs, 'epoch')}"

@@ -168,18 +168,18 @@ def attempt(notes, *fs):
 
 # ---- where runs are ----
 
-def find_runs(runs="runs"):
-    "The paths of all run folders in the folder `runs`, sorted."
-    return sorted(config.parent for config in Path(runs).glob("*/*/config.json"))
+def find_runs():
+    "The paths of all run folders in runs/, sorted."
+    return sorted(config.parent for config in Path("runs").glob("*/*/config.json"))
 
 
-def newest_run(runs="runs"):
-    "The path of the run in the folder `runs` that was finished last. Errors: UserError for none."
+def newest_run():
+    "The path of the run in runs/ that was finished last. Errors: UserError for none."
     # by the history, as a new report of an old run writes its metrics.json anew
-    paths = Path(runs).glob("*/*/history.csv")
+    paths = Path("runs").glob("*/*/history.csv")
     done = [path for path in paths if path.with_name("metrics.json").is_file()]
     if not done:
-        raise UserError(f"{runs} holds no finished run: "
+        raise UserError("runs holds no finished run: "
                         f"train one with {command('train.py')}, or name a run folder.")
     return max(done, key=lambda path: path.stat().st_mtime).parent
 

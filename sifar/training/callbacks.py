@@ -382,28 +382,23 @@ class RunLog(Callback):
     def after_fit(self): self.after_cancel_fit()
 
 
-def line(row, shown="top5"):
+def line(row, shown):
     "A row of the table in the log, at most 80 columns wide; `shown` is the column behind top-1."
     minutes, seconds = divmod(round(row["seconds"]), 60)
     return "  ".join((
         f"{row['epoch']:>5}",
-        cell(row["train_loss"], "10.4f"),
-        cell(row["valid_loss"], "10.4f"),
-        cell(row["top1"], "8.2%"),
-        cell(row[shown], "8.2%"),
+        cell(row["train_loss"], 10, 4),
+        cell(row["valid_loss"], 10, 4),
+        cell(row["top1"], 8, 2, 100),
+        cell(row[shown], 8, 2, 100),
         f"{row['lr']:>8.5f}",
         f"{row['images_per_second']:>8.0f}",
         f"{minutes:>4}:{seconds:02}"))
 
 
-def cell(value, spec):
-    """A number as the format `spec` writes it, or a dash of its width where there is none.
-
-    8.2% is in percent, without the sign."""
-    width, _, _ = spec.partition(".")
-    if value is None: return f"{'-':>{width}}"
-    if spec.endswith("%"): return format(100 * value, spec.replace("%", "f"))
-    return format(value, spec)
+def cell(value, width, decimals, scale=1):
+    "A number, times `scale`, in `width` characters; a dash where there is none."
+    return f"{'-':>{width}}" if value is None else f"{scale * value:{width}.{decimals}f}"
 
 
 def exact(value):

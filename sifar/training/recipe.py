@@ -29,7 +29,7 @@ from safetensors.torch import load, save
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..data.image import check_facts
-from ..data.loaders import ReadImage, empty_dls
+from ..data.loaders import ReadImage, empty_dls, normalized
 from ..errors import UserError, need
 from ..files import parse_json, read_about, write_file
 from .metrics import balanced_over_all
@@ -152,10 +152,9 @@ def check_view(learn, recipe):
     sz = recipe["size"]
     image = np.random.default_rng(0).integers(0, 256, (sz, sz, 3), dtype=np.uint8)
     x, = learn.dls.test_dl([image], rm_type_tfms=0, num_workers=0).one_batch()
-    mean, std = (torch.tensor(recipe[k]).view(3, 1, 1) for k in ("mean", "std"))
-    want = (torch.from_numpy(image).permute(2, 0, 1) / 255 - mean) / std
+    want = normalized(torch.from_numpy(image[None]), (recipe["mean"], recipe["std"]))
     got = x.cpu().as_subclass(torch.Tensor)
-    same = got.shape == (1, 3, sz, sz) and torch.allclose(got[0], want, atol=1e-4)
+    same = got.shape == want.shape and torch.allclose(got, want, atol=1e-4)
     need(same, "its data has other transforms than get_dls gives it")
 
 
