@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from sifar.cli import one_line_errors
-from sifar.log import log, log_to_screen, quiet_imports
+from sifar.log import log, log_to_screen
 from sifar.runs.arguments import parse_args
 
 COLUMNS = "flags", "seed", "top1", "top5", "loss", "train_loss", "seconds", "images_per_second"
@@ -79,7 +79,6 @@ def sweep(args):
     for flags, seed in itertools.product(args.flags, args.seeds):
         options = "--preset", args.preset, "--valid-pct", "0.1", *shlex.split(flags), "--seed", str(seed)
         if (flags, seed) not in done: todo.append((flags, parse_args(list(options))))
-    quiet_imports()
     log_to_screen()
     from sifar.data.datasets import load_data
 

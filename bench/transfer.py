@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.sweep import append_row, read_rows, trained
 from sifar.cli import one_line_errors
-from sifar.log import log, log_to_screen, quiet_imports
+from sifar.log import log, log_to_screen
 from sifar.runs.arguments import parse_args
 
 COLUMNS = "recipe", "labels", "draw", "split", "top1", "minutes", "device"
@@ -97,7 +97,6 @@ def main():
 
 
 def run(args):
-    quiet_imports()
     log_to_screen()
     from sifar.data.datasets import load_data
 
