@@ -60,7 +60,6 @@ def one_line_errors(extra=None):
     So do libraries that do not fit, those of `extra` (page, ...) among them. fastai may be imported in it.
     Ctrl-C, SIGTERM and a terminal that is closed end with 130, 143 and 129; signals are given back."""
     caught = []
-
     def stop(signum, frame):
         caught.append(signum)
         leave_closed_terminal()
