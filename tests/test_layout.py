@@ -1,8 +1,10 @@
 """Folders of pictures as people have them: read as they are meant, or refused with what would mend it."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections import Counter
@@ -13,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import on_pictures, write_images
+from conftest import COLD, on_pictures, write_images
 from PIL import Image
 
 import export
@@ -233,6 +235,18 @@ def test_heic_is_read_once_pillow_heif_is_installed_though_it_could_not_be_befor
     heif()
     data = load(tmp_path / "pets", tmp_path)
     assert (data.images[data.files.index("dog/a.heic")] == [255, 0, 0]).all()
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="as root, needs setpriv")
+def test_a_class_that_may_not_be_read_is_named(tmp_path):
+    make(tmp_path / "pets", "cat", "dog")
+    (tmp_path / "pets" / "dog").chmod(0)
+    words = [COLD, "-c", "import sys; import sifar.data.layout as o; o.list_folder(o.Path(sys.argv[1]))"]
+    if os.geteuid() == 0:  # without the rights that go past those of files
+        words = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *words]
+    done = subprocess.run([*words, tmp_path / "pets"], capture_output=True, text=True)
+    (tmp_path / "pets" / "dog").chmod(0o755)
+    assert done.stderr.endswith(f"Permission denied: '{tmp_path}/pets/dog'\n")
 
 
 def test_a_failed_read_leaves_nothing_behind(tmp_path, capsys):

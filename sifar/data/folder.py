@@ -8,6 +8,7 @@ import tempfile
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -204,8 +205,8 @@ def decode_all(files, images, fit):
         try: row[:] = read_image(f, len(row), fit)
         except UserError as e: return e.text.removeprefix(f"{f} ")
     with ThreadPoolExecutor() as pool:
-        # where there is neither terminal nor notebook, it would print an empty line
-        hidden = not (console.is_terminal or console.is_jupyter)
+        # where there is neither, it would print an empty line; in a notebook it asks for ipywidgets
+        hidden = not (console.is_terminal or console.is_jupyter and find_spec("ipywidgets"))
         read = pool.map(decode, files, images)
         reasons = track(read, "Reading images", len(files), transient=True, disable=hidden)
         return {i: why for i, why in enumerate(reasons) if why}

@@ -70,7 +70,8 @@ class Folder:
 def is_written(path):
     "Whether a program wrote this folder, and what is in it are no pictures to learn from."
     if path.name == "explore" and (path / "plots").is_dir(): return True        # by --lr-find, --show-batch
-    return any((path / name).exists() for name in WRITTEN)
+    # Path.exists raises an error where the folder may not be read, of a file that is none
+    return any(os.path.exists(path / name) for name in WRITTEN)
 
 
 def list_folder(path):
