@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         **MUON, "epochs": 60, "sizes": "16x12,20x12,24x12,28x12,32x12", "cutmix": 1.0, "mix_prob": 0.5},
     # for few images a class: from the weights of a model that has seen other pictures
     "finetune": {
-        "init": "cifar100", "arch": "resnet18-late", "epochs": 10, "bs": 16, "lr": 0.004, "warmup": 0.1},
+        "init": "cifar100", "arch": "resnet18-late", "epochs": 10, "bs": 16, "warmup": 0.1},
     "smoke": {"dataset": "digits", "arch": "resnet8", "epochs": 30, "bs": 32, "warmup": 0.2},
 }
 
@@ -100,7 +100,7 @@ class TrainConfig:
     opt: Literal["sgd", "muon", "adamw"] = "sgd"
     "SGD with Nesterov momentum, Muon or AdamW"
     lr: float | Literal["auto"] | None = None
-    "peak learning rate, else 0.1 (muon 0.06, adamw 0.001); auto: lr_find's valley"
+    "peak learning rate, else 0.1 (muon 0.06, adamw 0.001; less with --init); auto: lr_find's valley"
     wd: float | None = None
     "weight decay, else 0.0005 (adamw 0.05)"
     wd_norm: bool = True

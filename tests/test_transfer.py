@@ -57,6 +57,24 @@ def test_a_head_for_other_classes_is_fitted_to_them_and_named(image_folder, expo
         assert learn.validate()[1] == 1, "it tells red from blue before anything is trained"
 
 
+def test_from_weights_the_rate_follows_from_the_batch_and_the_number_of_images(exported):
+    "Digits has 1,295 training images; an --lr that is given holds, and from nothing the usual one."
+    run, _ = exported
+    many = (1295 / 1000) ** 0.5
+    for given, peak in (
+        ({"bs": 16, "init": str(run)}, 0.008 * many),
+        ({"bs": 64, "init": str(run), "opt": "muon"}, 0.06 * 0.32 * many),
+        ({"bs": 16, "init": str(run), "valid_pct": 0.5}, 0.008),
+        ({"bs": 250, "init": str(run)}, 0.1),
+        ({"bs": 16, "init": str(run), "lr": 0.3}, 0.3),
+    ):
+        cfg = TrainConfig(dataset="digits", arch="resnet8", **given)
+        lr = get_learner(get_dls(cfg), cfg).lr
+        assert (lr.start, lr.stop) == pytest.approx((peak / 10, peak))
+    cfg = TrainConfig(dataset="digits", arch="resnet8", bs=16)
+    assert get_learner(get_dls(cfg), cfg).lr == 0.1
+
+
 def test_what_cannot_be_started_from_is_one_line(exported, tmp_path):
     run, _ = exported
     (tmp_path / "learner.pkl").write_bytes(b"none")

@@ -62,7 +62,7 @@ def get_learner(dls, cfg, path=".", start=True):
     dtype = pick_precision(cfg.precision, device)
     return RecipeLearner(
         dls, model, cfg.arch, cfg.smoothing, weights_of_classes(dls, cfg, device), path=path,
-        **get_opt(cfg, dtype, model),
+        **get_opt(cfg, dtype, model, dls),
         cbs=training_callbacks(cfg, device, dtype))
 
 
@@ -122,7 +122,7 @@ def run_callbacks(learn, cfg, bar):
 def settle(cfg, learn):
     "`cfg` with precision, lr and wd as they were chosen here: a run may go on elsewhere."
     short = next(k for k, v in DTYPES.items() if v == learn.precision.dtype)
-    lr, wd = lr_and_wd(cfg)
+    lr, wd = lr_and_wd(cfg, learn.dls)
     return replace(cfg, precision=short, lr=lr, wd=wd)
 
 

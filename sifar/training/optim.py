@@ -116,21 +116,25 @@ def split_filters(ps):
     return [filters, others, vectors]
 
 
-def lr_and_wd(cfg):
-    "Peak learning rate and weight decay that `cfg` asks for, else those of its optimizer."
+def lr_and_wd(cfg, dls):
+    """Peak learning rate and weight decay that `cfg` asks for, else those of its optimizer.
+
+    Weights to start from would be lost at the full rate: it is less in small batches, and for few images."""
     lr, wd = DEFAULTS[cfg.opt]
+    # measured in batches of 16, with 100 to 5,000 images: see bench/README.md
+    if cfg.init: lr *= min(1, dls.train.bs / 200 * max(1, len(dls.data.train) / 1000) ** 0.5)
     if cfg.lr not in (None, "auto"): lr = cfg.lr    # auto: found later, and set in another cfg
     if cfg.wd is not None: wd = cfg.wd
     return [lr, wd]
 
 
-def get_opt(cfg, dtype, model):
-    """How a Learner optimizes `model` as `cfg` says: its opt_func, splitter, lr and wd.
+def get_opt(cfg, dtype, model, dls):
+    """How a Learner optimizes `model` on `dls` as `cfg` says: its opt_func, splitter, lr and wd.
 
     A model that starts from other weights has groups for each stage, and rates that grow from the first stage
     to the head: lr is a slice, as fastai has it. Muon's matrix products are in `dtype`.
     Errors: UserError where Muon has nothing to turn."""
-    lr, wd = lr_and_wd(cfg)
+    lr, wd = lr_and_wd(cfg, dls)
     kinds, wds = split_and_decay(cfg, wd)
     if cfg.opt == "muon" and not kinds(trainable_params(model))[0]:
         why = "--opt muon turns the filters of convolutions, and this architecture has none"
