@@ -164,13 +164,10 @@ def framed(photo, sz, fit="halfway"):
 
 def overlay(img, heat):
     "A heat map (sz,sz) from 0 to 1 over the picture that it explains."
-    smooth = to_image(heat).resize((256, 256), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray((255 * heat).astype(np.uint8)).resize((256, 256), Image.Resampling.BICUBIC)
     at = np.linspace(0, 255, len(INFERNO))
     colours = [np.interp(smooth, at, channel) for channel in np.transpose(INFERNO)]         # of (h,w)
     return Image.blend(enlarge(img), Image.fromarray(np.stack(colours, -1).astype(np.uint8)), 0.55)
-
-
-def to_image(array): return Image.fromarray((255 * array).astype(np.uint8))
 
 
 def plain(text):

@@ -59,11 +59,9 @@ def read_folder(path, sz, cache, table=None, fit="halfway"):
 
 def median_side(files):
     "The median of the shorter sides of some 50 pictures."
+    def shorter_side(file):
+        with explained(file), open_image(file) as img: return min(img.size)
     return int(np.median([*map(shorter_side, files[::max(1, len(files) // 50)])]))
-
-
-def shorter_side(file):
-    with explained(file), open_image(file) as img: return min(img.size)
 
 
 def larger_size(side, n):

@@ -42,18 +42,15 @@ def read_runs(paths):
 # ---- the table ----
 
 def table(runs):
-    "The lines of a table of `runs`; columns for which the terminal is too narrow go below the others."
+    """The lines of a table of `runs`, with the settings that are not the same in all of them.
+
+    Columns for which the terminal is too narrow go below the others."""
     import pandas as pd  # here, as the means of train.py --seeds do without it
-    keys = differing(runs)
+    keys = [k for k in runs[0]["settings"] if len({str(run["settings"][k]) for run in runs}) > 1]
     rows = {}
     for run in runs: rows[label(run, runs)] = {k: str(run["settings"][k]) for k in keys} | result(run)
     frame = pd.DataFrame.from_dict(rows, orient="index")
     return frame.to_string(line_width=console.width, max_colwidth=None).splitlines()
-
-
-def differing(runs):
-    "The names of the settings that are not the same in all `runs`."
-    return [k for k in runs[0]["settings"] if len({str(run["settings"][k]) for run in runs}) > 1]
 
 
 def result(run):

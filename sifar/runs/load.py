@@ -152,7 +152,9 @@ def load_chosen(learn):
     """`learn` with the weights that metrics.json is about: chosen on valid, or else the last.
 
     Errors: UserError."""
-    models, state = learn.path / "models", state_if_any(learn.path)
+    models = learn.path / "models"
+    try: state = last_state(learn.path)
+    except UserError: state = {}        # weights that were chosen on valid, and archived ones, do without it
     check_described(Run(learn.path), state)
     archive = learn.path / "model.safetensors"              # what an archived run has instead of models/
     if (best := models / "best.pth").exists():
@@ -171,12 +173,6 @@ def check_described(run, state):
     if changed:
         raise UserError(f"{run.config} was changed: its {', '.join(changed)} differ from those that the run "
                         "was trained with. Change it back, or train the run again.")
-
-
-def state_if_any(run):
-    "As last_state, but empty where that cannot be read."
-    try: return last_state(run)
-    except UserError: return {}
 
 
 def load_last(learn, check=noop, state=None):

@@ -203,7 +203,7 @@ def report(run):
     from .load import last_state, load_chosen, load_last, new_learner  # fastai, which takes seconds
     notes = list[str]()
     def saved(): return last_state(run.path)["history"]
-    sources = [run.history] if run.archived else [saved, run.history]
+    sources = [saved, run.history] if (run.path / "models").exists() else [run.history]
     history = attempt(notes, *sources) or []
     if len(history) < run.settings.epochs:
         epochs = f"{len(history)} of {counted(run.settings.epochs, 'epoch')}"

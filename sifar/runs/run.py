@@ -51,7 +51,9 @@ class Run:
         try:
             self.about = read_json(self.config)
             check_about(self.about)
-            self.settings = parse_settings(self.about["settings"])
+            # without those that only older versions had
+            known = {o.name for o in fields(TrainConfig)} & self.about["settings"].keys()
+            self.settings = TrainConfig(**{name: self.about["settings"][name] for name in known})
         except (UserError, OSError, ValueError, KeyError, TypeError) as e: raise self.damaged(e) from e
 
     @property
@@ -59,9 +61,6 @@ class Run:
 
     def damaged(self, e):
         return UserError(f"{self.config} is damaged ({one_line(e)}): the run cannot be used.")
-
-    @property
-    def archived(self): return not (self.path / "models").exists()
 
     @property
     def data(self):
@@ -98,11 +97,6 @@ class Run:
             again = f"write it anew by python -m sifar.report {self.path}"
             raise UserError(f"{path} is damaged ({one_line(e)}): {again}") from e
         return metrics
-
-
-def parse_settings(saved):
-    "The TrainConfig of the settings in config.json, without those of older versions. Errors: UserError."
-    return TrainConfig(**{o.name: saved[o.name] for o in fields(TrainConfig) if o.name in saved})
 
 
 def changed_settings(before, now, names):

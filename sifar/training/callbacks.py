@@ -26,7 +26,7 @@ from ..log import RESULT, log
 from ..signals import ending_signals, give_back, leave_closed_terminal, listen
 from .checkpoints import check_folder
 from .metrics import FEW
-from .precision import needs_autocast, needs_scaling, runs_by_itself, small_convs
+from .precision import needs_autocast, runs_by_itself, small_convs
 
 WHAT_TO_DO = "start a new run with a smaller --lr. The last checkpoint is good."
 
@@ -44,7 +44,8 @@ class Precision(MixedPrecision):
 
     def before_fit(self):
         device = self.dls.device.type
-        self.learn.scaler = torch.amp.GradScaler(device, enabled=needs_scaling(self.dtype))
+        # else gradients are lost: float16 ends at 6e-8, bfloat16 has the range of float32
+        self.learn.scaler = torch.amp.GradScaler(device, enabled=self.dtype == torch.float16)
         self.scales = L()
         if self.scaler_state: self.learn.scaler.load_state_dict(self.scaler_state)
         # of float32 it warns on some devices, even if it is not enabled

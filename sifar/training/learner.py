@@ -26,7 +26,7 @@ from .checkpoints import SameFolder, SaveBest, SaveLast
 from .graphs import CudaGraphs
 from .models import check_arch, get_model
 from .optim import get_opt, lr_and_wd, split_and_decay
-from .precision import DTYPES, pick_device, pick_precision, prepare, takes_channels_last
+from .precision import DTYPES, pick_device, pick_precision, prepare
 from .ranks import Ranks, check_divides
 from .recipe import RecipeLearner
 from .trackers import trackers
@@ -60,8 +60,9 @@ def get_learner(dls, cfg, path=".", start=True):
     if cfg.sync_bn and world() > 1: model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     dls.to(device)
     dtype = pick_precision(cfg.precision, device)
+    weight = torch.from_numpy(dls.data.class_weights()).to(device) if cfg.balance == "weights" else None
     return RecipeLearner(
-        dls, model, cfg.arch, cfg.smoothing, weights_of_classes(dls, cfg, device), path=path,
+        dls, model, cfg.arch, cfg.smoothing, weight, path=path,
         **get_opt(cfg, dtype, model, dls),
         cbs=training_callbacks(cfg, device, dtype))
 
@@ -74,19 +75,14 @@ def make_model(dls, cfg):
     return model
 
 
-def weights_of_classes(dls, cfg, device):
-    "Those of --balance weights for the loss, or None."
-    if cfg.balance != "weights": return None
-    return torch.from_numpy(dls.data.class_weights()).to(device)
-
-
 def image_sizes(cfg): return parse_sizes(cfg.sizes) if cfg.sizes else []
 
 
 def training_callbacks(cfg, device, dtype):
     "The callbacks that change the training as `cfg` says, in no order: each has its own."
     sizes, cbs = image_sizes(cfg), [Precision(dtype)]
-    if takes_channels_last(device): cbs.append(ChannelsLast())
+    # convolutions are faster on images that lie in memory as (n,h,w,c)
+    if device.type != "mps": cbs.append(ChannelsLast())
     # whether another's model can be recorded, only a try would tell; what processes exchange in it cannot
     plain = not cfg.arch.startswith("timm:") and not cfg.sync_bn
     if device.type == "cuda" and plain: cbs.append(CudaGraphs(dtype))

@@ -80,12 +80,6 @@ def multiplies_bf16():
 def needs_autocast(dtype): return dtype != torch.float32
 
 
-def needs_scaling(dtype):
-    "Whether the loss has to be scaled up, so that no gradient is lost."
-    # float16 ends at 6e-8; bfloat16 has the range of float32
-    return dtype == torch.float16
-
-
 def small_convs(device, dtype):
     """SmallConvs where they are faster: on a CPU, in float32 and in a bfloat16 that it multiplies.
 
@@ -99,11 +93,6 @@ def prepare(device):
     if device.type == "cpu": keep_memory()
     # at each new shape cuDNN tries its algorithms: batches come in few shapes
     else: torch.backends.cudnn.benchmark = True
-
-
-def takes_channels_last(device):
-    "Whether convolutions are faster on images that lie in memory as (n,h,w,c). MPS keeps torch's default."
-    return device.type != "mps"
 
 
 def runs_by_itself(device):

@@ -32,14 +32,9 @@ def start_from(model, cfg, dls):
     new = [k for k in own if k not in fit]
     model.load_state_dict({**own, **fit})
     log.info("Starts from %s; new are %s", Path(cfg.init).name, ", ".join(new) or "no layers")
-    head = model.get_classifier()
-    if isinstance(head, nn.Linear) and head.bias is not None and own_name(model, head) in new:
+    head, names = model.get_classifier(), {m: name for name, m in model.named_modules()}
+    if isinstance(head, nn.Linear) and head.bias is not None and f"{names[head]}.weight" in new:
         fit_head(model, head, dls)
-
-
-def own_name(model, head):
-    "The name of the weights of a linear layer in the state of `model`."
-    return next(f"{name}.weight" for name, m in model.named_modules() if m is head)
 
 
 def fit_head(model, head, dls):
