@@ -4,6 +4,7 @@ import numpy as np
 EPS = 1e-12
 MANY = 20                   # classes from which on logits are standardised: see `familiarity`
 KEPT = 0.95                 # share of the known pictures that are not taken for unknown ones
+ENOUGH = 20                 # images to fit that on: of fewer, one in twenty is none
 SURE = 5 / 6                # of the pictures of which a model is sure, at least so many are right
 
 

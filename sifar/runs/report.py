@@ -16,7 +16,7 @@ from ..distributed import gather, is_first
 from ..files import write_json
 from ..log import RESULT, counted, log, log_to_screen
 from ..training.metrics import FEW, balanced_accuracy, best_row
-from .calibration import calibration_error, fit_confidence, unknown_figures
+from .calibration import ENOUGH, calibration_error, fit_confidence, unknown_figures
 from .doubts import doubted
 from .page import duration, images_and_hits, label_text, write_page
 from .run import Run, attempt, newest_run
@@ -158,11 +158,12 @@ def get_metrics(learn, cfg, history, found, chosen):
 
 
 def confidence_metrics(learn, cfg, found):
-    """What metrics.json says of confidence, fitted on valid, and of images of unknown things.
+    """What metrics.json says of confidence, fitted on valid, if that has ENOUGH, and of unknown things.
 
     Those are told from the images of test, or where there are none of valid; they are as many at most."""
     valid, known = found.get("valid"), found.get("test", found.get("valid"))
-    confidence = fit_confidence(valid.probs, valid.targs) if valid else None
+    enough = valid and len(valid.targs) >= ENOUGH
+    confidence = fit_confidence(valid.probs, valid.targs) if enough else None
     if not known: return {"confidence": confidence, "unknown": None}
     name, images = unknown_images(cfg.dataset)
     # rm_type_tfms: else fastai takes but row numbers
