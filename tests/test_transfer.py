@@ -70,7 +70,7 @@ def test_from_weights_the_rate_follows_from_the_batch_and_the_number_of_images(e
     ):
         cfg = TrainConfig(dataset="digits", arch="resnet8", **given)
         lr = get_learner(get_dls(cfg), cfg).lr
-        assert (lr.start, lr.stop) == pytest.approx((peak / 10, peak))
+        assert (lr.start, lr.stop) == pytest.approx((peak / 10, peak), rel=5e-3) and len(str(lr.stop)) < 8
     cfg = TrainConfig(dataset="digits", arch="resnet8", bs=16)
     assert get_learner(get_dls(cfg), cfg).lr == 0.1
 
