@@ -135,7 +135,8 @@ def test_an_installed_sifar_trains_exports_and_predicts_in_any_folder(site, tmp_
     run(site, tmp_path, "-m", "sifar.predict", learner, ROOT / "examples", "--csv", "out.csv")
     assert len((tmp_path / "out.csv").read_text().splitlines()) > 10
     code = f"import sifar; print(sifar.__file__, len(sifar.load_learner({learner!r}).dls.vocab))"
-    assert run(site, tmp_path, "-W", "ignore", "-c", code).split() == [str(site / "sifar" / "__init__.py"), "10"]
+    said = run(site, tmp_path, "-W", "ignore", "-c", code)
+    assert said.split() == [str(site / "sifar" / "__init__.py"), "10"]
 
 
 @pytest.mark.parametrize("found", ["2.5.1", "3.0.0"])
