@@ -126,8 +126,9 @@ def quiet_imports():
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*[Pp]andas.*", module="fastai.*")
     # where workers are started anew, they import fastai before any code of ours
-    rules = os.environ.get("PYTHONWARNINGS"), "ignore:`torch.jit.script`:FutureWarning"
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, rules))
+    rules, rule = os.environ.get("PYTHONWARNINGS", ""), "ignore:`torch.jit.script`:FutureWarning"
+    # a notebook may call several commands
+    if rule not in rules: os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (rules, rule)))
 
 
 @contextmanager
