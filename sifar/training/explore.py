@@ -18,6 +18,7 @@ from ..files import write_file
 from ..log import log, silent_stderr
 from .callbacks import GrowImages, Mix, SeedEpochs, StopOnNaN
 from .learner import get_learner
+from .optim import rounded
 from .precision import wait
 
 SUGGESTIONS = "valley", "steep", "slide", "minimum"
@@ -77,8 +78,7 @@ def draw_lr_find(found, lrs, losses, title):
 
 def auto_lr(cfg, dls, folder):
     "The valley that lr_find suggests; its curve goes into `folder`."
-    valley = write_lr_find(cfg, dls, folder)["valley"]
-    lr = float(f"{valley:.3g}")             # a number that a person can type again
+    lr = rounded(write_lr_find(cfg, dls, folder)["valley"])
     log.info("lr %g is the valley that lr_find suggests", lr)
     return lr
 

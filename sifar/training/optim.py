@@ -124,10 +124,13 @@ def lr_and_wd(cfg, dls):
     # measured in batches of 16, with 100 to 5,000 images: see bench/README.md
     if cfg.init:
         share = min(1, dls.train.bs / 200 * max(1, len(dls.data.train) / 1000) ** 0.5)
-        lr = float(f"{share * lr:.3g}")         # a number that a person can type again
+        lr = rounded(share * lr)
     if cfg.lr not in (None, "auto"): lr = cfg.lr    # auto: found later, and set in another cfg
     if cfg.wd is not None: wd = cfg.wd
     return [lr, wd]
+
+
+def rounded(lr): return float(f"{lr:.3g}")        # a number that a person can type again
 
 
 def get_opt(cfg, dtype, model, dls):
