@@ -405,9 +405,12 @@ def test_a_zip_file_with_a_password_and_archives_in_a_folder_are_told(tmp_path):
     make(tmp_path / "pets", "cat", "dog")
     inner = shutil.make_archive(str(tmp_path / "set" / "pets"), "zip", tmp_path / "pets")
     text = refusal(tmp_path / "set", tmp_path)
-    assert "0 classes" in text and f"unpack the archives there, such as {inner}, or name one" in text
+    assert "0 classes" in text and f"archives there, such as {inner}, or give --dataset {inner}" in text
     outer = shutil.make_archive(str(tmp_path / "outer"), "zip", tmp_path / "set")
     assert "unpack the archives there, such as" in refusal(outer, tmp_path)
+    (tmp_path / "rar").mkdir()
+    shutil.copy(inner, tmp_path / "rar" / "pets.rar")
+    assert "pets.rar" in (text := refusal(tmp_path / "rar", tmp_path)) and "give --dataset" not in text
     content = bytearray(Path(inner).read_bytes())
     for at in (found.start() for found in re.finditer(rb"PK\x01\x02", content)):
         content[at + 8] |= 1  # the flag of a password

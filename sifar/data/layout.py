@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from ..config import ARCHIVES
 from ..errors import UserError, is_visible
 
 SPLIT_WORDS = {
@@ -219,8 +220,10 @@ def use_table(root):
 def use_archive(root):
     "What to do where archives in `root` have the pictures; None without them, or where there are pictures."
     archives = [file for file in root.all("notes") if file.suffix.lower() in PACKED]
-    if archives and not root.all("files"):
-        return f"unpack the archives there, such as {archives[0]}, or name one of them by --dataset"
+    if not archives or root.all("files"): return None
+    read = [file for file in archives if file.name.lower().endswith(ARCHIVES)]
+    also = f", or give --dataset {read[0]}" if read else ""
+    return f"unpack the archives there, such as {archives[0]}{also}"
 
 
 def trained_on(listed):
