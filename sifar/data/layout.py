@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from ..config import ARCHIVES
+from ..config import has_pictures
 from ..errors import UserError, is_visible
 
 SPLIT_WORDS = {
@@ -221,7 +221,7 @@ def use_archive(root):
     "What to do where archives in `root` have the pictures; None without them, or where there are pictures."
     archives = [file for file in root.all("notes") if file.suffix.lower() in PACKED]
     if not archives or root.all("files"): return None
-    read = [file for file in archives if file.name.lower().endswith(ARCHIVES)]
+    read = [file for file in archives if has_pictures(str(file))]
     also = f", or give --dataset {read[0]}" if read else ""
     return f"unpack the archives there, such as {archives[0]}{also}"
 
