@@ -23,11 +23,13 @@ def train(cfg, args):
     from sifar.training.learner import check_machine, get_learner, run_callbacks
     from sifar.training.mirror import settle_mirror
     from sifar.training.ranks import share_weights
+    from sifar.training.transfer import settle_arch
 
     with open_run(cfg) as run:
         check_machine(cfg)
         dls = get_dls(cfg)
         cfg, dls = settle_mirror(settled(cfg, dls.data), dls)
+        cfg = settle_arch(cfg, dls)
         say_twins(cfg, dls.data)
         if cfg.lr == "auto": cfg = replace(cfg, lr=auto_lr(cfg, dls, run))
         learn = get_learner(dls, cfg, path=run, start=not cfg.resume)
@@ -76,11 +78,12 @@ def explore(cfg, args):
     from sifar.training.explore import explore
     from sifar.training.learner import check_machine
     from sifar.training.mirror import settle_mirror
+    from sifar.training.transfer import settle_arch
 
     check_machine(cfg)
     with name_batch_size(cfg):
         cfg, dls = settle_mirror(cfg, get_dls(cfg))
-        found = explore(cfg, dls, explore_folder(cfg))
+        found = explore(settle_arch(cfg, dls), dls, explore_folder(cfg))
     if not found: return
     others = without_flags(args, "lr_find", "show_batch", "profile", "lr")
     lr = f"{found['valley']:.2g}"
@@ -106,9 +109,9 @@ def train_seeds(cfg, args):
     if cfg.lr == "auto": cfg = replace(cfg, lr=shared_lr(cfg))
     runs: list = []
     for one in todo:
-        # how images are mirrored is looked at once
-        mirror = Run(runs[0]).settings.mirror if runs else one.mirror
-        try: runs.append(train(replace(one, lr=cfg.lr, mirror=mirror), args))
+        # what suits the images is looked at once
+        first = Run(runs[0]).settings if runs else one
+        try: runs.append(train(replace(one, lr=cfg.lr, mirror=first.mirror, arch=first.arch), args))
         except (KeyboardInterrupt, SystemExit):
             # a run with a checkpoint goes on by its own --resume; of one without, nothing is left
             resumable = (run_path(one) / "models" / "last.pth").exists()

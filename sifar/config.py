@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         **MUON, "epochs": 60, "sizes": "16x12,20x12,24x12,28x12,32x12", "cutmix": 1.0, "mix_prob": 0.5},
     # for few images a class: from the weights of a model that has seen other pictures
     "finetune": {
-        "init": "cifar100", "arch": "resnet18-late", "epochs": 10, "bs": 16, "warmup": 0.1},
+        "init": "cifar100", "arch": "auto", "epochs": 10, "bs": 16, "warmup": 0.1},
     "smoke": {"dataset": "digits", "arch": "resnet8", "epochs": 30, "bs": 32, "warmup": 0.2},
 }
 
@@ -80,7 +80,7 @@ class TrainConfig:
     mix_prob: float = 1.0
     "share of the batches that --mixup and --cutmix mix"
     arch: str = "resnet18"
-    "resnet8, resnet10, resnet18, resnet18-late, resnet34, sprintnet or timm:NAME"
+    "resnet8, resnet10, resnet18[-late], resnet34, sprintnet or timm:NAME; auto: which resnet18 suits --init"
     init: str | None = None
     "weights to start from: a run, a learner.pkl, cifar100 (the model in results/) or timm"
     freeze: int = 0
@@ -191,7 +191,9 @@ class TrainConfig:
 
     def check_together(self):
         "Raise a UserError for settings that do not fit together."
-        if not self.arch.startswith("timm:"): nearest("architecture", self.arch, ARCHS, "or timm:NAME")
+        if self.arch == "auto":
+            if not self.init: raise UserError("--arch auto is for weights to start from: give --init too.")
+        elif not self.arch.startswith("timm:"): nearest("architecture", self.arch, ARCHS, "or timm:NAME")
         if self.sz != 32 and self.dataset in DATASETS:
             raise UserError(f"--sz {self.sz} is for folders of images: {self.dataset} has 32 pixels.")
         if self.labels and not is_own(self.dataset):

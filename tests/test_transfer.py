@@ -13,11 +13,14 @@ from test_train import THREE_EPOCHS, assert_same_run, cut, history, run
 import export
 from sifar import TrainConfig, UserError, get_dls, get_learner
 from sifar.data.datasets import ImageData
-from sifar.data.loaders import settled
+from sifar.data.loaders import normalized, settled
 from sifar.runs.arguments import parse_args
 from sifar.runs.report import balanced_error, standard_error
 from sifar.training.metrics import balanced_accuracy
+from sifar.training.mirror import shipped_model
 from sifar.training.models import get_model, stages
+from sifar.training.recipe import load_learner
+from sifar.training.transfer import regression
 
 
 def weights(learn):
@@ -91,7 +94,8 @@ def test_what_cannot_be_started_from_is_one_line(exported, tmp_path):
         with pytest.raises(UserError, match=words):
             get_learner(get_dls(cfg), cfg)
     no_timm = "--arch resnet18: give --arch timm:NAME too"
-    for change, words in ({"init": "timm"}, no_timm), ({"freeze": 2}, "give --init"):
+    few = {"freeze": 2}, {"arch": "auto"}
+    for change, words in ({"init": "timm"}, no_timm), *((one, "give --init") for one in few):
         with pytest.raises(UserError, match=words):
             TrainConfig(**change)
 
@@ -155,6 +159,52 @@ def test_a_folder_of_few_pictures_is_fine_tuned_and_its_batches_and_epochs_follo
     for flags, preset in ("", "finetune"), ("--arch resnet8", "standard"), ("--preset fast", "fast"):
         flags = flags.split()
         assert parse_args([str(o) for o in (*here, *flags)]).preset == preset
+
+
+def place(rng, n):
+    "Noise, where the class is where a bright bar is."
+    x = rng.integers(0, 120, (3 * n, 32, 32, 3), np.uint8)
+    for i in range(3):
+        x[i * n : (i + 1) * n, 8:24, 10 * i + 1 : 10 * i + 11] += 70
+    return x, np.repeat(range(3), n)
+
+
+def known(rng, n):
+    "Clouds, where the class is what the shipped model takes them for."
+    x = torch.from_numpy(rng.normal(128, 60, (1000, 3, 7, 7)))
+    x = torch.nn.functional.interpolate(x, (32, 32), mode="bicubic")
+    x = (x + torch.from_numpy(rng.normal(0, 20, x.shape))).clamp(0, 255).byte().permute(0, 2, 3, 1)
+    stats = [0.507, 0.487, 0.441], [0.267, 0.256, 0.276]
+    with torch.no_grad():
+        y = shipped_model()(normalized(x, stats)).argmax(1)
+    rows = [(y == c).nonzero()[:n, 0] for c in y.bincount().topk(4).indices]
+    assert min(map(len, rows)) == n
+    return x[torch.cat(rows)].numpy(), np.repeat(range(4), n)
+
+
+@pytest.mark.parametrize("kind, arch", [(place, "resnet18-late"), (known, "resnet18")])
+def test_auto_takes_the_head_that_suits_the_images(kind, arch, tmp_path, capsys):
+    for i, (x, y) in enumerate(zip(*kind(np.random.default_rng(0), 20))):
+        (tmp_path / "x" / str(y)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(tmp_path / "x" / str(y) / f"{i}.png")
+    here = "--dataset", tmp_path / "x", "--data", tmp_path, "--runs", tmp_path / "runs", "--mirror", "on"
+    run(*here, "--epochs", 1, "--name", "r")
+    path, said = tmp_path / "runs" / "x" / "r", capsys.readouterr().out
+    assert f"--arch {arch}" in said and f"{arch}: 11," in said, "it is what is trained"
+    assert json.loads((path / "config.json").read_text())["settings"]["arch"] == arch
+    run("--resume", path, "--epochs", 2)
+    assert "--arch" not in capsys.readouterr().out, "it is as it was"
+    export.main([str(path)])
+    assert load_learner(path).arch == arch
+
+
+def test_a_rare_class_is_told_before_anything_is_trained():
+    rng = torch.Generator().manual_seed(0)
+    y = torch.tensor([0] * 60 + [1] * 6)
+    x, other = (torch.randn(66, 200, generator=rng) + y[:, None] for _ in range(2))
+    weight, bias = regression(x, y, 2)
+    right = (other @ weight.T + bias).argmax(1) == y
+    assert right[y == 1].float().mean() >= 0.5 and right[y == 0].float().mean() >= 0.9
 
 
 def test_architecture_follows_from_the_weights_unless_it_is_given(exported):

@@ -38,8 +38,9 @@ FOLDERS = "models", "plots", "tensorboard", "wandb"
 # ---- its folder ----
 
 def run_path(cfg):
-    "RUNS/DATASET/NAME, by default RUNS/DATASET/TIME-ARCH."
-    name = cfg.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{cfg.arch.replace(':', '-')}"
+    "RUNS/DATASET/NAME, by default RUNS/DATASET/TIME-ARCH, or TIME-PRESET where --arch is auto."
+    what = cfg.preset if cfg.arch == "auto" else cfg.arch.replace(":", "-")
+    name = cfg.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{what}"
     return Path(cfg.runs) / Path(cfg.dataset).name / name
 
 

@@ -30,12 +30,13 @@ from .precision import DTYPES, pick_device, pick_precision, prepare
 from .ranks import Ranks, check_divides
 from .recipe import RecipeLearner
 from .trackers import trackers
-from .transfer import fitting_weights, start_from
+from .transfer import HEADS, fitting_weights, settle_arch, start_from
 
 
 def check_machine(cfg):
     "Raise a UserError for a device, model or weights that cannot be had, before any data is read."
     pick_device(cfg.device)
+    if cfg.arch == "auto": cfg = replace(cfg, arch=HEADS[0])       # its body is that of the others
     check_arch(cfg.arch)
     if cfg.init and not cfg.resume: fitting_weights(get_model(cfg.arch, 2, (cfg.sz, *image_sizes(cfg))), cfg)
     check_divides(cfg)
@@ -54,6 +55,7 @@ def get_learner(dls, cfg, path=".", start=True):
         raise UserError(f"get_learner does not go on with a run, {how} does: leave resume out.")
     device = pick_device(cfg.device)
     prepare(device)
+    cfg = settle_arch(cfg, dls)
     set_seed(cfg.seed)              # the weights follow from it
     model = make_model(dls, cfg).to(device)
     if cfg.init and start: start_from(model, cfg, dls)

@@ -1,4 +1,5 @@
 """A model that starts from the weights of another, which learned on other images."""
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,16 @@ from ..errors import UserError, one_line
 from ..files import ROOT
 from ..log import log
 from .checkpoints import DAMAGED, read_tensors
-from .models import fixed_size
+from .models import fixed_size, get_model
+from .precision import pick_device
 from .recipe import load_learner
 
 SHIPPED = ROOT / "results" / "cifar100-resnet18"
 # in this order: a run's weights chosen on valid, those of an archived one, its last, what was exported of it
 FILES = "models/best.pth", "model.safetensors", "models/last.pth", "learner.pkl"
+HEADS = "resnet18-late", "resnet18"         # what --arch auto chooses from: in doubt the first
 MOST = 2000                     # training images that a new head is fitted to
-PENALTY = 1000                  # of its weights: half of it times their squares counts as so many losses
+PENALTY = 1/300                 # of a head's weights, times inputs and images a class
 
 
 def start_from(model, cfg, dls):
@@ -28,9 +31,7 @@ def start_from(model, cfg, dls):
 
     A new linear head is fitted to the training images of `dls`, the other layers stay as they are.
     Errors: UserError where they cannot be read, or are of another architecture."""
-    own, fit = model.state_dict(), fitting_weights(model, cfg)
-    new = [k for k in own if k not in fit]
-    model.load_state_dict({**own, **fit})
+    new = fill(model, cfg)
     log.info("Starts from %s; new are %s", Path(cfg.init).name, ", ".join(new) or "no layers")
     head, names = model.get_classifier(), {m: name for name, m in model.named_modules()}
     if isinstance(head, nn.Linear) and head.bias is not None and f"{names[head]}.weight" in new:
@@ -41,17 +42,47 @@ def fit_head(model, head, dls):
     """Fit the linear layer `head` of `model` to what it gets of training images, by logistic regression.
 
     The gradients of a random one would spoil the features that are there. https://arxiv.org/abs/2202.10054"""
-    data = dls.data
-    rows = data.train[np.linspace(0, len(data.train) - 1, min(len(data.train), MOST)).astype(int)]
-    x, y = inputs_of(head, model, data.images[rows], dls.stats), torch.from_numpy(data.labels[rows])
-    mean, std = x.mean(0), x.std(0) + 1e-3
-    weight, bias = regression((x - mean) / std, y, head.out_features)
-    weight = weight / std
-    bias = bias - weight @ mean
+    x, y = known_inputs(head, model, dls)
+    weight, bias = regression(x, y, head.out_features)
     weight, bias = from_first((weight, bias))           # of processes that share a training
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
+
+
+def settle_arch(cfg, dls):
+    """`cfg` with, where its --arch is auto, the one of HEADS that recognises more training images of `dls`.
+
+    Each head is fitted to others of them than those that it is to recognise. Errors: as `start_from`."""
+    if cfg.arch != "auto": return cfg
+    told = []
+    for arch in HEADS:
+        model = get_model(arch, dls.c).to(pick_device(cfg.device))
+        fill(model, replace(cfg, arch=arch))
+        x, y = known_inputs(model.get_classifier(), model, dls)
+        told.append(count_told(x, y, dls.c))
+    late, plain = from_first(told)
+    arch = HEADS[plain > late]
+    log.info("--arch %s, as its head recognises %d of the images by others, the other head %d",
+             arch, max(late, plain), min(late, plain))
+    return replace(cfg, arch=arch)
+
+
+def count_told(x, y, n_out):
+    "How many of x (n,f) are told to be y (n,) by a regression on the two thirds that they are not in."
+    third, right = torch.empty_like(y), 0
+    third[y.argsort(stable=True)] = torch.arange(len(y)) % 3            # as many of a class in each
+    for other in (third == i for i in range(3)):
+        weight, bias = regression(x[~other], y[~other], n_out)
+        right += int((F.linear(x[other], weight, bias).argmax(1) == y[other]).sum())
+    return right
+
+
+def known_inputs(head, model, dls):
+    "What the layer `head` of `model` gets of up to MOST training images, and their labels: (n,f) and (n,)."
+    data = dls.data
+    rows = data.train[np.linspace(0, len(data.train) - 1, min(len(data.train), MOST)).astype(int)]
+    return inputs_of(head, model, data.images[rows], dls.stats), torch.from_numpy(data.labels[rows])
 
 
 @torch.no_grad()
@@ -73,18 +104,28 @@ def hook_inputs(layers):
 
 
 def regression(x, y, n_out):
-    "Weights (n_out,f) and biases (n_out,) of a logistic regression of labels y (n,) on x (n,f)."
+    "Weights (n_out,f) and biases (n_out,) of a logistic regression of y (n,) on standardised x (n,f)."
+    mean, std, penalty = x.mean(0), x.std(0) + 1e-3, PENALTY * x.numel() / n_out
+    x = (x - mean) / std
     weight = torch.zeros(n_out, x.shape[1], requires_grad=True)
     bias = torch.zeros(n_out, requires_grad=True)
     opt = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss():
         opt.zero_grad()
-        loss = F.cross_entropy(x @ weight.T + bias, y, reduction="sum") + PENALTY / 2 * weight.square().sum()
+        loss = F.cross_entropy(x @ weight.T + bias, y, reduction="sum") + penalty / 2 * weight.square().sum()
         loss.backward()
         return loss
     opt.step(loss)
-    return weight.detach(), bias.detach()
+    weight = weight.detach() / std
+    return weight, bias.detach() - weight @ mean
+
+
+def fill(model, cfg):
+    "Give `model` those weights of cfg.init that fit; the names of the others. Errors: as `start_from`."
+    own, fit = model.state_dict(), fitting_weights(model, cfg)
+    model.load_state_dict({**own, **fit})
+    return [k for k in own if k not in fit]
 
 
 def fitting_weights(model, cfg):
