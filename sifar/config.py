@@ -191,9 +191,8 @@ class TrainConfig:
 
     def check_together(self):
         "Raise a UserError for settings that do not fit together."
-        if self.arch == "auto":
-            if not self.init: raise UserError("--arch auto is for weights to start from: give --init too.")
-        elif not self.arch.startswith("timm:"): nearest("architecture", self.arch, ARCHS, "or timm:NAME")
+        named = self.arch == "auto" or self.arch.startswith("timm:")
+        if not named: nearest("architecture", self.arch, ARCHS, "or timm:NAME")
         if self.sz != 32 and self.dataset in DATASETS:
             raise UserError(f"--sz {self.sz} is for folders of images: {self.dataset} has 32 pixels.")
         if self.labels and not is_own(self.dataset):
@@ -204,8 +203,10 @@ class TrainConfig:
         if self.resume and (self.seeds > 1 or self.lr_find or self.show_batch or self.profile):
             others = "--seeds, --lr-find, --show-batch and --profile"
             raise UserError(f"--resume goes on with one run: leave out {others}.")
-        if self.freeze and not self.init:
-            raise UserError(f"--freeze {self.freeze} is for weights to start from: give --init too.")
+        for name, given in ("arch", self.arch == "auto"), ("freeze", self.freeze):
+            if not given or self.init: continue
+            what = f"{flag(name)} {getattr(self, name)}"
+            raise UserError(f"{what} is for weights to start from: give --init too.")
         if self.init == "timm" and not self.arch.startswith("timm:"):
             what = f"--init timm has weights for timm's models, not for --arch {self.arch}"
             raise UserError(f"{what}: give --arch timm:NAME too.")

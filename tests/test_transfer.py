@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, write_images
+from fastai.learner import Callback
 from PIL import Image
 from test_train import THREE_EPOCHS, assert_same_run, cut, history, run
 
@@ -113,8 +114,6 @@ def test_a_frozen_epoch_moves_the_head_and_norms_alone_and_later_stages_move_fas
         seen.append(weights(learn))
         rates.append([h["lr"] for h in learn.opt.hypers])
 
-    from fastai.learner import Callback
-
     class Look(Callback):
         def after_epoch(self):
             look(self.learn)
@@ -196,6 +195,14 @@ def test_auto_takes_the_head_that_suits_the_images(kind, arch, tmp_path, capsys)
     assert "--arch" not in capsys.readouterr().out, "it is as it was"
     export.main([str(path)])
     assert load_learner(path).arch == arch
+
+
+def test_one_picture_of_each_class_is_enough_to_start(tmp_path):
+    for name, color in ("cat", (220, 60, 30)), ("dog", (30, 60, 220)):
+        write_images(tmp_path / "x" / name, 1, color)
+    cfg = TrainConfig(preset="finetune", dataset=str(tmp_path / "x"), data=str(tmp_path))
+    learn = get_learner(get_dls(cfg), cfg)
+    assert all(torch.isfinite(p).all() for p in learn.model.parameters())
 
 
 def test_a_rare_class_is_told_before_anything_is_trained():

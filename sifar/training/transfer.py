@@ -105,7 +105,7 @@ def hook_inputs(layers):
 
 def regression(x, y, n_out):
     "Weights (n_out,f) and biases (n_out,) of a logistic regression of y (n,) on standardised x (n,f)."
-    mean, std, penalty = x.mean(0), x.std(0) + 1e-3, PENALTY * x.numel() / n_out
+    mean, std, penalty = x.mean(0), x.std(0, correction=0) + 1e-3, PENALTY * x.numel() / n_out
     x = (x - mean) / std
     weight = torch.zeros(n_out, x.shape[1], requires_grad=True)
     bias = torch.zeros(n_out, requires_grad=True)
