@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sifar.cli import one_line_errors, without_flags
+from sifar.config import flag
 from sifar.errors import name_batch_size
 from sifar.log import command, log, log_to_screen, progress, say_once
 
@@ -106,17 +107,18 @@ def train_seeds(cfg, args):
     todo = [replace(cfg, seed=seed, seeds=1, name=f"{cfg.name}-{seed}") for seed in seeds]
     for one in todo: check_free(run_path(one))
     say_once()
-    if cfg.lr == "auto": cfg = replace(cfg, lr=shared_lr(cfg))
+    # what is chosen once, so that the runs differ in seed alone
+    shared: dict = {"lr": shared_lr(cfg)} if cfg.lr == "auto" else {}
     runs: list = []
     for one in todo:
-        # what suits the images is looked at once
-        first = Run(runs[0]).settings if runs else one
-        try: runs.append(train(replace(one, lr=cfg.lr, mirror=first.mirror, arch=first.arch), args))
+        try: runs.append(train(replace(one, **shared), args))
         except (KeyboardInterrupt, SystemExit):
             # a run with a checkpoint goes on by its own --resume; of one without, nothing is left
             resumable = (run_path(one) / "models" / "last.pth").exists()
-            say_other_seeds(cfg, args, one.seed + resumable)
+            say_other_seeds(cfg, args, one.seed + resumable, shared)
             raise
+        settled = Run(runs[0]).settings
+        shared.update({k: getattr(settled, k) for k in ("arch", "mirror") if getattr(cfg, k) == "auto"})
     for line in means([read_run(run) for run in runs]): log.info("%s", line)
 
 
@@ -128,20 +130,18 @@ def shared_lr(cfg):
     with name_batch_size(cfg): return auto_lr(cfg, get_dls(cfg), explore_folder(cfg))
 
 
-def say_other_seeds(cfg, args, first):
-    "Say how to train the seeds from `first` on, where there are any."
+def say_other_seeds(cfg, args, first, shared):
+    "Say how to train the seeds from `first` on, where there are any, with the settings `shared`."
     if first >= cfg.seed + cfg.seeds: return
     log.info("Then train the other seeds, and let python -m sifar.compare say the mean:")
-    log.info("  %s", other_seeds(cfg, args, first))
+    log.info("  %s", other_seeds(cfg, args, first, shared))
 
 
-def other_seeds(cfg, args, seed):
-    "The command that trains the seeds from `seed` on."
+def other_seeds(cfg, args, seed, shared):
+    "The command that trains the seeds from `seed` on, with the settings `shared`."
     left = cfg.seed + cfg.seeds - seed
-    changed, flags = ["seed", "seeds", "name"], ["--seed", seed]
-    if isinstance(cfg.lr, float):           # that of the runs before, where it was --lr auto
-        changed.append("lr")
-        flags = ["--lr", cfg.lr, *flags]
+    changed = ["seed", "seeds", "name", *shared]
+    flags = [o for k, v in {**shared, "seed": seed}.items() for o in (flag(k), v)]
     if left > 1: flags += ["--seeds", left, "--name", cfg.name]
     else: flags += ["--name", f"{cfg.name}-{seed}"]
     return command("train.py", *without_flags(args, *changed), *flags)

@@ -80,7 +80,7 @@ class TrainConfig:
     mix_prob: float = 1.0
     "share of the batches that --mixup and --cutmix mix"
     arch: str = "resnet18"
-    "resnet8, resnet10, resnet18[-late], resnet34, sprintnet or timm:NAME; auto: which resnet18 suits --init"
+    "resnet8, resnet10, resnet18[-late], resnet34, sprintnet, timm:NAME or, with --init, auto: a resnet18"
     init: str | None = None
     "weights to start from: a run, a learner.pkl, cifar100 (the model in results/) or timm"
     freeze: int = 0
@@ -124,7 +124,7 @@ class TrainConfig:
     runs: str = "runs"
     "folder of the run folders"
     name: str | None = None
-    "name of the run folder, else TIME-ARCH"
+    "name of the run folder, else TIME-ARCH, or TIME-PRESET where --arch is auto"
     resume: str | None = None
     "run folder to go on with"
     dry_run: bool = False
@@ -191,8 +191,8 @@ class TrainConfig:
 
     def check_together(self):
         "Raise a UserError for settings that do not fit together."
-        named = self.arch == "auto" or self.arch.startswith("timm:")
-        if not named: nearest("architecture", self.arch, ARCHS, "or timm:NAME")
+        if not self.arch.startswith("timm:"):
+            nearest("architecture", self.arch, (*ARCHS, "auto"), "or timm:NAME")
         if self.sz != 32 and self.dataset in DATASETS:
             raise UserError(f"--sz {self.sz} is for folders of images: {self.dataset} has 32 pixels.")
         if self.labels and not is_own(self.dataset):
@@ -206,7 +206,7 @@ class TrainConfig:
         for name, given in ("arch", self.arch == "auto"), ("freeze", self.freeze):
             if not given or self.init: continue
             what = f"{flag(name)} {getattr(self, name)}"
-            raise UserError(f"{what} is for weights to start from: give --init too.")
+            raise UserError(f"{what} is for weights to start from: give --init too, or another {flag(name)}.")
         if self.init == "timm" and not self.arch.startswith("timm:"):
             what = f"--init timm has weights for timm's models, not for --arch {self.arch}"
             raise UserError(f"{what}: give --arch timm:NAME too.")

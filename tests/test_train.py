@@ -180,11 +180,11 @@ def test_the_same_seed_gives_the_same_run_with_and_without_workers(tmp_path):
     assert_same_run(tmp_path / "digits" / "0", tmp_path / "digits" / "2")
 
 
-def test_the_other_seeds_get_the_lr_that_was_found():
-    line = train.other_seeds(
-        TrainConfig(lr=0.05, seeds=3, seed=5, name="s"), ["--lr", "auto", "--seeds", "3", "--seed", "5"], 6
-    )
-    assert line.endswith("--lr 0.05 --seed 6 --seeds 2 --name s")
+def test_the_other_seeds_get_what_was_found_for_the_first():
+    cfg = TrainConfig(lr="auto", seeds=3, seed=5, name="s")
+    args = ["--lr", "auto", "--seeds", "3", "--seed", "5"]
+    line = train.other_seeds(cfg, args, 6, {"lr": 0.05, "arch": "resnet18"})
+    assert line.endswith("--lr 0.05 --arch resnet18 --seed 6 --seeds 2 --name s") and "auto" not in line
 
 
 def test_seeds_whose_names_are_taken_are_refused_before_anything_is_trained(tmp_path, capsys):

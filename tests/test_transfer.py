@@ -21,7 +21,7 @@ from sifar.training.metrics import balanced_accuracy
 from sifar.training.mirror import shipped_model
 from sifar.training.models import get_model, stages
 from sifar.training.recipe import load_learner
-from sifar.training.transfer import regression
+from sifar.training.transfer import fit_head, regression
 
 
 def weights(learn):
@@ -59,6 +59,35 @@ def test_a_head_for_other_classes_is_fitted_to_them_and_named(image_folder, expo
     assert torch.equal(learn.model.stem[0].weight, best["stem.0.weight"])
     with learn.no_bar():
         assert learn.validate()[1] == 1, "it tells red from blue before anything is trained"
+    learn.export(tmp_path / "learner.pkl")
+    for cat, dog, other in (("cat", "dog", False), ("b", "a", True)):
+        folder = tmp_path / f"of {cat}"
+        shutil.copytree(image_folder, folder)
+        for split in folder.iterdir():
+            (split / "cat").rename(split / cat)
+            (split / "dog").rename(split / dog)
+        cfg = TrainConfig(
+            dataset=str(folder), data=str(tmp_path), arch="resnet8", init=str(tmp_path / "learner.pkl")
+        )
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            again = get_learner(get_dls(cfg), cfg)
+        assert ("new are head.2.weight, head.2.bias" in caplog.text) == other, (
+            "two other classes are not those"
+        )
+        with again.no_bar():
+            assert again.validate()[1] == 1
+
+
+def test_a_fitted_head_is_half_as_sure_as_the_regression():
+    x, y, head = (
+        torch.randn(40, 8, generator=torch.Generator().manual_seed(0)),
+        torch.arange(40) % 2,
+        torch.nn.Linear(8, 2),
+    )
+    weight, bias = regression(x, y, 2)
+    fit_head(head, x, y)
+    assert torch.allclose(2 * head.weight, weight) and torch.allclose(2 * head.bias, bias)
 
 
 def test_from_weights_the_rate_follows_from_the_batch_and_the_number_of_images(exported):
@@ -189,7 +218,7 @@ def test_auto_takes_the_head_that_suits_the_images(kind, arch, tmp_path, capsys)
     here = "--dataset", tmp_path / "x", "--data", tmp_path, "--runs", tmp_path / "runs", "--mirror", "on"
     run(*here, "--epochs", 1, "--name", "r")
     path, said = tmp_path / "runs" / "x" / "r", capsys.readouterr().out
-    assert f"--arch {arch}" in said and f"{arch}: 11," in said, "it is what is trained"
+    assert f"--arch {arch}, as" in said and f"{arch}: 11," in said, "it is what is trained"
     assert json.loads((path / "config.json").read_text())["settings"]["arch"] == arch
     run("--resume", path, "--epochs", 2)
     assert "--arch" not in capsys.readouterr().out, "it is as it was"

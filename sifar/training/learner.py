@@ -55,7 +55,7 @@ def get_learner(dls, cfg, path=".", start=True):
         raise UserError(f"get_learner does not go on with a run, {how} does: leave resume out.")
     device = pick_device(cfg.device)
     prepare(device)
-    cfg = settle_arch(cfg, dls)
+    if start: cfg = settle_arch(cfg, dls)
     set_seed(cfg.seed)              # the weights follow from it
     model = make_model(dls, cfg).to(device)
     if cfg.init and start: start_from(model, cfg, dls)

@@ -29,22 +29,26 @@ PENALTY = 1/300                 # of a head's weights, times inputs and images a
 def start_from(model, cfg, dls):
     """Fill `model` with the weights of cfg.init; what does not fit is new, and is named in the log.
 
-    A new linear head is fitted to the training images of `dls`, the other layers stay as they are.
-    Errors: UserError where they cannot be read, or are of another architecture."""
-    new = fill(model, cfg)
+    A linear head that is new, or of other classes, is fitted to the training images of `dls`, the other
+    layers stay as they are. Errors: UserError where they cannot be read, or are of another architecture."""
+    new, head = fill(model, cfg), model.get_classifier()
+    if isinstance(head, nn.Linear) and head.bias is not None:
+        name = next(name for name, m in model.named_modules() if m is head)
+        x, y = known_inputs(head, model, dls)
+        own = {f"{name}.weight", f"{name}.bias"}
+        # as many classes need not be the same ones
+        if own <= {*new} or told(head.weight.cpu(), head.bias.cpu(), x, y) < len(y) / 2:
+            fit_head(head, x, y)
+            new = [k for k in model.state_dict() if k in own or k in new]
     log.info("Starts from %s; new are %s", Path(cfg.init).name, ", ".join(new) or "no layers")
-    head, names = model.get_classifier(), {m: name for name, m in model.named_modules()}
-    if isinstance(head, nn.Linear) and head.bias is not None and f"{names[head]}.weight" in new:
-        fit_head(model, head, dls)
 
 
-def fit_head(model, head, dls):
-    """Fit the linear layer `head` of `model` to what it gets of training images, by logistic regression.
+def fit_head(head, x, y):
+    """Fit the linear layer `head` to its inputs x (n,f) of images of classes y (n,), by logistic regression.
 
     The gradients of a random one would spoil the features that are there. https://arxiv.org/abs/2202.10054"""
-    x, y = known_inputs(head, model, dls)
-    weight, bias = regression(x, y, head.out_features)
-    weight, bias = from_first((weight, bias))           # of processes that share a training
+    # the same in all processes that share a training
+    weight, bias = from_first(regression(x, y, head.out_features))
     with torch.no_grad():
         # half as sure of the same classes: of what it is sure of, the layers before it would learn nothing
         head.weight.copy_(weight / 2)
@@ -56,16 +60,16 @@ def settle_arch(cfg, dls):
 
     Each head is fitted to others of them than those that it is to recognise. Errors: as `start_from`."""
     if cfg.arch != "auto": return cfg
-    told = []
+    right = []
     for arch in HEADS:
         model = get_model(arch, dls.c).to(pick_device(cfg.device))
         fill(model, replace(cfg, arch=arch))
         x, y = known_inputs(model.get_classifier(), model, dls)
-        told.append(count_told(x, y, dls.c))
-    late, plain = from_first(told)
+        right.append(count_told(x, y, dls.c))
+    late, plain = from_first(right)
     arch = HEADS[plain > late]
-    log.info("--arch %s, as its head recognises %d of the images by others, the other head %d",
-             arch, max(late, plain), min(late, plain))
+    log.info("--arch %s, as its head recognises %d of %d images by others, the other head %d",
+             arch, max(late, plain), len(y), min(late, plain))
     return replace(cfg, arch=arch)
 
 
@@ -75,8 +79,13 @@ def count_told(x, y, n_out):
     third[y.argsort(stable=True)] = torch.arange(len(y)) % 3            # as many of a class in each
     for other in (third == i for i in range(3)):
         weight, bias = regression(x[~other], y[~other], n_out)
-        right += int((F.linear(x[other], weight, bias).argmax(1) == y[other]).sum())
+        right += told(weight, bias, x[other], y[other])
     return right
+
+
+def told(weight, bias, x, y):
+    "How many of x (n,f) a linear layer tells to be y (n,)."
+    return int((F.linear(x, weight, bias).argmax(1) == y).sum())
 
 
 def known_inputs(head, model, dls):
@@ -105,7 +114,7 @@ def hook_inputs(layers):
 
 
 def regression(x, y, n_out):
-    "Weights (n_out,f) and biases (n_out,) of a logistic regression of y (n,) on standardised x (n,f)."
+    "Weights (n_out,f) and biases (n_out,) of a logistic regression of y (n,) on x (n,f), standardised in it."
     mean, std, penalty = x.mean(0), x.std(0, correction=0) + 1e-3, PENALTY * x.numel() / n_out
     x = (x - mean) / std
     weight = torch.zeros(n_out, x.shape[1], requires_grad=True)
