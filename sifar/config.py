@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from .errors import UserError
 
 ARCHS = ("resnet8", "resnet10", "resnet18", "resnet18-late", "resnet34", "sprintnet")
+HEADS = "resnet18-late", "resnet18"         # what --arch auto chooses from: in doubt the first
 DATASETS = ("cifar100", "cifar10", "digits")
 INITS = ("cifar100", "timm")
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", NoneType: "None"}

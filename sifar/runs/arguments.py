@@ -13,6 +13,7 @@ from typing import get_type_hints
 from ..cli import Parser
 from ..config import (
     FREE_ON_RESUME,
+    HEADS,
     INITS,
     TrainConfig,
     check_dataset,
@@ -66,7 +67,7 @@ def usual_preset(given):
     "finetune for pictures of one's own with few images a class, else standard."
     own = is_own(getattr(given, "dataset", "cifar100")) and has_pictures(given.dataset)
     # the weights are those of one architecture
-    fits = getattr(given, "arch", "auto") in ("auto", "resnet18", "resnet18-late")
+    fits = getattr(given, "arch", "auto") in ("auto", *HEADS)
     if not own or not fits and "init" not in given: return "standard"
     table = Path(given.labels) if "labels" in given else None
     cache = Path(getattr(given, "data", TrainConfig().data)) / "cache"

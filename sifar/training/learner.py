@@ -6,7 +6,7 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.training import GradientClip
 from fastai.torch_core import set_seed
 
-from ..config import FREE_ON_RESUME, parse_sizes
+from ..config import FREE_ON_RESUME, HEADS, parse_sizes
 from ..data.loaders import normalized
 from ..distributed import is_first, world
 from ..errors import UserError
@@ -30,7 +30,7 @@ from .precision import DTYPES, pick_device, pick_precision, prepare
 from .ranks import Ranks, check_divides
 from .recipe import RecipeLearner
 from .trackers import trackers
-from .transfer import HEADS, fitting_weights, settle_arch, start_from
+from .transfer import fitting_weights, settle_arch, start_from
 
 
 def check_machine(cfg):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from fastai.callback.hook import Hooks
 from torch import nn
 
+from ..config import HEADS
 from ..data.loaders import normalized
 from ..distributed import from_first
 from ..errors import UserError, one_line
@@ -21,7 +22,6 @@ from .recipe import load_learner
 SHIPPED = ROOT / "results" / "cifar100-resnet18"
 # in this order: a run's weights chosen on valid, those of an archived one, its last, what was exported of it
 FILES = "models/best.pth", "model.safetensors", "models/last.pth", "learner.pkl"
-HEADS = "resnet18-late", "resnet18"         # what --arch auto chooses from: in doubt the first
 MOST = 2000                     # training images that a new head is fitted to
 PENALTY = 1/300                 # of a head's weights, times inputs and images a class
 
@@ -36,8 +36,8 @@ def start_from(model, cfg, dls):
         name = next(name for name, m in model.named_modules() if m is head)
         x, y = known_inputs(head, model, dls)
         own = {f"{name}.weight", f"{name}.bias"}
-        # as many classes need not be the same ones
-        if own <= {*new} or told(head.weight.cpu(), head.bias.cpu(), x, y) < len(y) / 2:
+        # as many classes need not be the same ones; what follows, all processes do or none
+        if own <= {*new} or from_first(told(head.weight.cpu(), head.bias.cpu(), x, y)) < len(y) / 2:
             fit_head(head, x, y)
             new = [k for k in model.state_dict() if k in own or k in new]
     log.info("Starts from %s; new are %s", Path(cfg.init).name, ", ".join(new) or "no layers")
