@@ -15,22 +15,17 @@ from sifar.log import command, log, log_to_screen, progress, say_once
 
 def train(cfg, args):
     "Train, choose on valid, test once: all goes into the run folder, the command line `args` too."
-    from sifar.data.loaders import get_dls, settled
     from sifar.runs.check import say_twins
     from sifar.runs.load import resume
     from sifar.runs.report import write_report
     from sifar.runs.start import describe_run, open_run
     from sifar.training.explore import auto_lr
-    from sifar.training.learner import check_machine, get_learner, run_callbacks
-    from sifar.training.mirror import settle_mirror
+    from sifar.training.learner import check_machine, get_learner, run_callbacks, settled_dls
     from sifar.training.ranks import share_weights
-    from sifar.training.transfer import settle_arch
 
     with open_run(cfg) as run:
         check_machine(cfg)
-        dls = get_dls(cfg)
-        cfg, dls = settle_mirror(settled(cfg, dls.data), dls)
-        cfg = settle_arch(cfg, dls)
+        cfg, dls = settled_dls(cfg)
         say_twins(cfg, dls.data)
         if cfg.lr == "auto": cfg = replace(cfg, lr=auto_lr(cfg, dls, run))
         learn = get_learner(dls, cfg, path=run, start=not cfg.resume)
@@ -75,16 +70,13 @@ def dry_run(cfg, args):
 
 def explore(cfg, args):
     "Look before training; what is to be seen goes into RUNS/DATASET/explore."
-    from sifar.data.loaders import get_dls
     from sifar.training.explore import explore
-    from sifar.training.learner import check_machine
-    from sifar.training.mirror import settle_mirror
-    from sifar.training.transfer import settle_arch
+    from sifar.training.learner import check_machine, settled_dls
 
     check_machine(cfg)
     with name_batch_size(cfg):
-        cfg, dls = settle_mirror(cfg, get_dls(cfg))
-        found = explore(settle_arch(cfg, dls), dls, explore_folder(cfg))
+        cfg, dls = settled_dls(cfg)
+        found = explore(cfg, dls, explore_folder(cfg))
     if not found: return
     others = without_flags(args, "lr_find", "show_batch", "profile", "lr")
     lr = f"{found['valley']:.2g}"
@@ -97,7 +89,6 @@ def explore_folder(cfg): return Path(cfg.runs) / Path(cfg.dataset).name / "explo
 def train_seeds(cfg, args):
     "Train a run for each seed, then say the mean of their results; `args` is the command line."
     from sifar.runs.compare import means, read_run
-    from sifar.runs.run import Run
     from sifar.runs.start import check_free, run_path
     from sifar.training.learner import check_machine
 
@@ -107,9 +98,8 @@ def train_seeds(cfg, args):
     todo = [replace(cfg, seed=seed, seeds=1, name=f"{cfg.name}-{seed}") for seed in seeds]
     for one in todo: check_free(run_path(one))
     say_once()
-    # what is chosen once, so that the runs differ in seed alone
-    shared: dict = {"lr": shared_lr(cfg)} if cfg.lr == "auto" else {}
-    runs: list = []
+    shared = choices(cfg)
+    runs = []
     for one in todo:
         try: runs.append(train(replace(one, **shared), args))
         except (KeyboardInterrupt, SystemExit):
@@ -117,17 +107,19 @@ def train_seeds(cfg, args):
             resumable = (run_path(one) / "models" / "last.pth").exists()
             say_other_seeds(cfg, args, one.seed + resumable, shared)
             raise
-        settled = Run(runs[0]).settings
-        shared.update({k: getattr(settled, k) for k in ("arch", "mirror") if getattr(cfg, k) == "auto"})
     for line in means([read_run(run) for run in runs]): log.info("%s", line)
 
 
-def shared_lr(cfg):
-    "The learning rate that lr_find suggests, one for all seeds, so that their runs differ in seed alone."
-    from sifar.data.loaders import get_dls
+def choices(cfg):
+    "What auto stands for in --arch, --mirror and --lr: one for all seeds, so that runs differ in seed alone."
     from sifar.training.explore import auto_lr
+    from sifar.training.learner import settled_dls
 
-    with name_batch_size(cfg): return auto_lr(cfg, get_dls(cfg), explore_folder(cfg))
+    auto = [name for name in ("arch", "mirror", "lr") if getattr(cfg, name) == "auto"]
+    with name_batch_size(cfg):
+        cfg, dls = settled_dls(cfg)
+        if "lr" in auto: cfg = replace(cfg, lr=auto_lr(cfg, dls, explore_folder(cfg)))
+    return {name: getattr(cfg, name) for name in auto}
 
 
 def say_other_seeds(cfg, args, first, shared):

@@ -7,7 +7,7 @@ from fastai.callback.training import GradientClip
 from fastai.torch_core import set_seed
 
 from ..config import FREE_ON_RESUME, HEADS, parse_sizes
-from ..data.loaders import normalized
+from ..data.loaders import get_dls, normalized, settled
 from ..distributed import is_first, world
 from ..errors import UserError
 from . import schedule  # noqa: F401    gives Learner its fit_warmup_cosine
@@ -24,6 +24,7 @@ from .callbacks import (
 )
 from .checkpoints import SameFolder, SaveBest, SaveLast
 from .graphs import CudaGraphs
+from .mirror import settle_mirror
 from .models import check_arch, get_model
 from .optim import get_opt, lr_and_wd, split_and_decay
 from .precision import DTYPES, pick_device, pick_precision, prepare
@@ -42,6 +43,13 @@ def check_machine(cfg):
     check_divides(cfg)
     if cfg.sync_bn and not cfg.resume and (world() == 1 or pick_device(cfg.device).type != "cuda"):
         raise UserError("--sync-bn is for several processes on GPUs, as torchrun starts them.")
+
+
+def settled_dls(cfg):
+    "`cfg` with what auto stands for in --bs, --mirror and --arch, and the DataLoaders that it asks for."
+    dls = get_dls(cfg)
+    cfg, dls = settle_mirror(settled(cfg, dls.data), dls)
+    return settle_arch(cfg, dls), dls
 
 
 def get_learner(dls, cfg, path=".", start=True):
