@@ -104,3 +104,13 @@ def test_sprintnet_says_which_images_are_too_small_for_it():
     assert get_model("sprintnet", 5, (32, 16)).eval()(torch.zeros(2, 3, 16, 16)).shape == (2, 5)
     with pytest.raises(UserError, match="16 pixels or more, not 12"):
         get_model("sprintnet", 5, (32, 12))
+
+
+@pytest.mark.parametrize("h, w", [(15, 15), (16, 16), (7, 15), (16, 15)])
+def test_what_a_pool_of_sprintnet_leaves_out_makes_no_difference(h, w):
+    torch.manual_seed(0)
+    block = get_model("sprintnet", 5).double().blocks[1]
+    x = torch.randn(2, 64, h, w, dtype=torch.float64)
+    whole = block.pool(block.conv1(x))
+    assert block.pool(block.even(x)).shape == whole.shape == (2, 256, h // 2, w // 2)
+    torch.testing.assert_close(block.pool(block.even(x)), whole)

@@ -1,4 +1,4 @@
-"""Faster training on a CPU: memory is kept, and convolutions of small images are matrix products.
+"""Faster training on a CPU: memory is kept, and what oneDNN is slow at in small images are matrix products.
 
 Shapes: images are (n,c,h,w), filters (co,ci,k,k), and `pixels` are those of an output, ho * wo."""
 import ctypes
@@ -6,14 +6,15 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8          # of glibc's malloc.h
 
 # The most pixels of an output at which products are faster than oneDNN (measured: bench/README.md)
-ALL = 16            # 4x4: for the convolution and both its gradients
-WEIGHTS = 36        # 6x6: for the gradient of the weights alone, in bfloat16
+WEIGHTS = 9         # 3x3: for the gradient of the weights alone, in bfloat16
+HALVED = 64         # 8x8: the same, where a 3x3 convolution halves the side
+WITH_AMX = 36       # 6x6: the same, on a processor with AMX
+ALL = 16            # 4x4: for the convolution and both its gradients, with AMX and in float32
 # In float32 products are faster with many filters alone: of at least so many numbers
 WIDE = 2**19
 
@@ -51,15 +52,15 @@ def product(weight, rows, shape):
 
 
 class SmallConv(torch.autograd.Function):
-    """F.conv2d by matrix products, which are faster on small images.
+    """F.conv2d whose gradient of the weights is a matrix product, and with `products` all of it, if small.
 
     oneDNN's gradient of the weights goes through an image row by row, and rows are short there."""
 
     @staticmethod
-    def forward(ctx, x, weight, stride, padding):
-        k = weight.shape[2]
-        ctx.stride, ctx.padding = stride, padding
-        if output_pixels(x, k, stride, padding) > ALL:
+    def forward(ctx, x, weight, stride, padding, products):
+        k, ctx.stride, ctx.padding = weight.shape[2], stride, padding
+        ctx.products = products and output_pixels(x, k, stride, padding) <= ALL
+        if not ctx.products:
             ctx.save_for_backward(x, weight, None)
             return F.conv2d(x, weight, None, stride, padding)
         rows, shape = patches(x, k, stride, padding)
@@ -69,11 +70,10 @@ class SmallConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):                    # grad (n,co,ho,wo)
         x, weight, rows = ctx.saved_tensors
-        grad_x = grad_weight = None
-        how = ctx.stride, ctx.padding
-        if ctx.needs_input_grad[1]: grad_weight = weight_gradient(x, weight, rows, grad, *how)
-        if ctx.needs_input_grad[0]: grad_x = input_gradient(x, weight, grad, *how)
-        return grad_x, grad_weight, None, None
+        stride, padding, grad_x, grad_weight = ctx.stride, ctx.padding, None, None
+        if ctx.needs_input_grad[1]: grad_weight = weight_gradient(x, weight, rows, grad, stride, padding)
+        if ctx.needs_input_grad[0]: grad_x = input_gradient(x, weight, grad, stride, padding, ctx.products)
+        return grad_x, grad_weight, None, None, None
 
 
 def weight_gradient(x, weight, rows, grad, stride, padding):
@@ -84,10 +84,12 @@ def weight_gradient(x, weight, rows, grad, stride, padding):
     return (columns.T @ rows).view(co, k, k, ci).permute(0, 3, 1, 2)    # (co,k*k*ci) -> (co,ci,k,k)
 
 
-def input_gradient(x, weight, grad, stride, padding):
+def input_gradient(x, weight, grad, stride, padding, products):
     "The gradient of x (n,ci,h,w)."
-    small = grad[0, 0].numel() <= ALL
-    if stride > 1 or not small: return conv2d_input(x.shape, weight, grad, stride, padding)
+    if stride > 1 or not products:
+        # torch.nn.grad.conv2d_input makes one in the order (n,ci,h,w) of memory, which takes longer
+        how = [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1         # not dilated, transposed, grouped
+        return torch.ops.aten.convolution_backward(grad, x, weight, None, *how, (True, False, False))[0]
     # with stride 1 it is a convolution too: of grad, padded to the size of x, with the filters turned
     # by half a circle, and their inputs and outputs exchanged
     k = weight.shape[2]
@@ -102,22 +104,24 @@ def output_pixels(x, k, stride, padding):
 class SmallConvs(TorchFunctionMode):
     """Within this context, convolutions to few pixels are done by SmallConv, in `dtype`.
 
+    products: all three passes by products, which is faster in float32 and with AMX.
     A mode sees each call before autocast does, so the types are changed here."""
 
-    def __init__(self, dtype):
+    def __init__(self, dtype, products):
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.products = dtype, products
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         # nn.Conv2d passes all by position; a call by name is somebody else's
-        if func is not F.conv2d or kwargs or not suits(self.dtype, *args): return func(*args, **kwargs or {})
+        if func is not F.conv2d or kwargs or not suits(self.dtype, self.products, *args):
+            return func(*args, **kwargs or {})
         x, weight, _, stride, padding, *_ = args
         # autograd.Function does not know fastai's types
         x = x.as_subclass(torch.Tensor).to(self.dtype)
-        return SmallConv.apply(x, weight.to(self.dtype), stride[0], padding[0])
+        return SmallConv.apply(x, weight.to(self.dtype), stride[0], padding[0], self.products)
 
 
-def suits(dtype, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def suits(dtype, products, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     "Whether SmallConv can compute this call of F.conv2d by nn.Conv2d, and in `dtype` faster."
     if bias is not None or groups != 1: return False
     # such as padding="same"
@@ -128,4 +132,5 @@ def suits(dtype, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
     if dilation != (1, 1) or padding[0] >= k: return False
     pixels = output_pixels(x, k, stride[0], padding[0])
     if dtype == torch.float32: return 0 < pixels <= ALL and weight.numel() >= WIDE
-    return 0 < pixels <= WEIGHTS
+    halved = stride[0] > 1 and k > 1
+    return 0 < pixels <= (WITH_AMX if products else HALVED if halved else WEIGHTS)

@@ -141,9 +141,14 @@ class SprintBlock(nn.Module):
         for conv in (self.conv1, self.conv2, self.conv3): nn.init.dirac_(conv.weight[:conv.in_channels])
 
     def forward(self, x):
-        x = self.act(self.bn1(self.pool(self.conv1(x))))        # (n,ni,h,w) -> (n,nf,h//2,w//2)
+        x = self.act(self.bn1(self.pool(self.even(x))))         # (n,ni,h,w) -> (n,nf,h//2,w//2)
         y = self.act(self.bn2(self.conv2(x)))
         return self.act(self.bn3(self.conv3(y)) + x)
+
+    def even(self, x):
+        "conv1 without the last row and column of an odd side, which the pool would leave out."
+        if not all(side % 2 for side in x.shape[2:]): return self.conv1(x)
+        return F.conv2d(F.pad(x, (1, 0, 1, 0)), self.conv1.weight)
 
 
 def quick_norm(nf):
@@ -167,8 +172,12 @@ class SprintNet(nn.Module):
 
     # 32x32 pixels: whitened 24 x 31x31, then 64 x 15x15, 256 x 7x7, 512 x 3x3
     def forward_features(self, x): return self.blocks(F.gelu(self.whitening(x)))
-    # the largest of a feature is far from 0, and the loss wants small outputs at first
-    def forward_head(self, x): return self.head(x.amax((2, 3)) + x.mean((2, 3))) / 9
+    def forward_head(self, x):
+        # (n,h*w,c), as channels_last is in memory: so are the gradients then, and what goes before is faster
+        x = x.permute(0, 2, 3, 1).flatten(1, 2)
+        # the largest of a feature is far from 0, and the loss wants small outputs at first
+        return self.head(x.amax(1) + x.mean(1)) / 9
+
     def get_classifier(self): return self.head
     def group_matcher(self, coarse=False): return {"stem": r"whitening", "blocks": r"blocks\.(\d+)"}
 

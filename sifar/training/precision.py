@@ -71,10 +71,16 @@ def seconds_of_product(dtype, n=512):
 
 def multiplies_bf16():
     "Whether this processor has instructions that multiply bfloat16 (AMX, AVX-512)."
-    # before torch 2.11; a processor with AMX has this, too
-    if not hasattr(torch.cpu, "get_capabilities"): return torch.cpu._is_avx512_bf16_supported()
-    able = torch.cpu.get_capabilities()
+    able = capabilities()
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
+def capabilities():
+    "Whether this processor has instructions, by torch's name for them."
+    if hasattr(torch.cpu, "get_capabilities"): return torch.cpu.get_capabilities()
+    # before torch 2.11
+    able = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
+    return dict(zip(("amx_bf16", "avx512_bf16"), able))
 
 
 def needs_autocast(dtype): return dtype != torch.float32
@@ -85,7 +91,8 @@ def small_convs(device, dtype):
 
     Elsewhere a context that does nothing."""
     able = dtype == torch.float32 or dtype == torch.bfloat16 and multiplies_bf16()
-    return SmallConvs(dtype) if device.type == "cpu" and able else nullcontext()
+    if device.type != "cpu" or not able: return nullcontext()
+    return SmallConvs(dtype, products=dtype == torch.float32 or bool(capabilities().get("amx_bf16")))
 
 
 def prepare(device):
