@@ -116,6 +116,7 @@ def choices(cfg):
     from sifar.training.learner import settled_dls
 
     auto = [name for name in ("arch", "mirror", "lr") if getattr(cfg, name) == "auto"]
+    if not auto: return {}
     with name_batch_size(cfg):
         cfg, dls = settled_dls(cfg)
         if "lr" in auto: cfg = replace(cfg, lr=auto_lr(cfg, dls, explore_folder(cfg)))

@@ -10,6 +10,7 @@ from torch import nn
 from sifar import TrainConfig, get_dls, get_learner
 from sifar.training.callbacks import SeedEpochs
 from sifar.training.cpu import SmallConvs
+from sifar.training.precision import small_convs
 
 SHAPES = [  # inputs, outputs, height, width, kernel, stride, padding
     (5, 7, 2, 2, 3, 1, 1),
@@ -25,26 +26,44 @@ SHAPES = [  # inputs, outputs, height, width, kernel, stride, padding
     (3, 5, 2, 2, 2, 1, 1),
     (3, 5, 3, 5, 3, 1, 1),
     (3, 5, 1, 1, 3, 1, 1),
+    (4, 6, 16, 16, 3, 2, 1),
+    (4, 6, 17, 17, 3, 2, 1),
+    (4, 6, 8, 8, 1, 2, 0),
 ]
 
 
-@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("all_passes", [False, True])
 @pytest.mark.parametrize("ni, nf, h, w, kernel, stride, padding", SHAPES)
 def test_a_small_convolution_and_its_gradients_are_those_of_torch(
-        ni, nf, h, w, kernel, stride, padding, products):
+        ni, nf, h, w, kernel, stride, padding, all_passes):
     torch.manual_seed(0)
     conv = nn.Conv2d(ni, nf, kernel, stride, padding, bias=False).double()
     x = torch.randn(6, ni, h, w, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
     want = conv(x)
-    with SmallConvs(torch.float64, products):
+    with SmallConvs(torch.float64, all_passes):
         got = conv(x)
-    small = products or want[0, 0].numel() <= (64 if stride > 1 and kernel > 1 else 9)
-    assert (got.grad_fn.name() == "SmallConvBackward") == small
+    most = 36 if all_passes else 64 if (kernel, stride) == (3, 2) else 9
+    assert (got.grad_fn.name() == "SmallConvBackward") == (want[0, 0].numel() <= most)
     assert want.grad_fn.name() == "ConvolutionBackward0"
     grad = torch.randn_like(want)
     wants, gots = (torch.autograd.grad(o, [x, conv.weight], grad) for o in (want, got))
     for a, b in zip((want, *wants), (got, *gots)):
         assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_a_gradient_is_in_memory_as_its_image_is():
+    x = torch.randn(2, 8, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
+    with SmallConvs(torch.bfloat16, False):
+        nn.Conv2d(8, 4, 3, 2, 1, bias=False)(x).sum().backward()
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_all_passes_are_products_in_float32_and_with_amx(monkeypatch):
+    cpu = torch.device("cpu")
+    for has, dtype, every in ("amx_bf16", torch.bfloat16, True), ("avx512_bf16", torch.bfloat16, False), (
+            "avx512_bf16", torch.float32, True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {has: True}, raising=False)
+        assert small_convs(cpu, dtype).all_passes == every
 
 
 @pytest.mark.parametrize(

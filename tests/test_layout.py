@@ -528,13 +528,15 @@ def test_a_long_thin_picture_is_padded(tmp_path):
 def test_trainings_of_several_seeds_say_once_what_they_share(tmp_path, capsys):
     make(tmp_path / "pets", "cat", "dog", n=10)
     (tmp_path / "pets" / "cat" / "notes.txt").write_text("no picture")
-    run(*on_pictures(tmp_path / "pets", tmp_path), "--mirror", "auto", "--seeds", 2, "--name", "a")
+    auto = "--mirror", "auto", "--init", "cifar100", "--arch", "auto"
+    run(*on_pictures(tmp_path / "pets", tmp_path), *auto, "--seeds", 2, "--name", "a")
     out = capsys.readouterr().out
-    for words in "2 classes: cat, dog", "no pictures (.txt): 1", "--mirror off", "parameters;":
+    shared = "--mirror off", "as its head recognises", "parameters;"
+    for words in "2 classes: cat, dog", "no pictures (.txt): 1", *shared:
         assert out.count(words) == 1, words
     for words in "train loss", "test   top-1", "Training in":
         assert out.count(words) == 2, words
-    assert out.count("1 epoch of 2 x 8 images") == 1
+    assert out.count("1 epoch of 1 x 16 images") == 1
 
 
 def test_a_class_beside_others_may_be_called_train(tmp_path):

@@ -107,10 +107,18 @@ def test_sprintnet_says_which_images_are_too_small_for_it():
 
 
 @pytest.mark.parametrize("h, w", [(15, 15), (16, 16), (7, 15), (16, 15)])
-def test_what_a_pool_of_sprintnet_leaves_out_makes_no_difference(h, w):
+def test_what_a_pool_of_sprintnet_leaves_out_is_not_computed_and_makes_no_difference(h, w):
     torch.manual_seed(0)
     block = get_model("sprintnet", 5).double().blocks[1]
     x = torch.randn(2, 64, h, w, dtype=torch.float64)
-    whole = block.pool(block.conv1(x))
-    assert block.pool(block.even(x)).shape == whole.shape == (2, 256, h // 2, w // 2)
-    torch.testing.assert_close(block.pool(block.even(x)), whole)
+    whole = torch.nn.functional.conv2d(x, block.conv1.weight, padding=1)
+    odd = h % 2 and w % 2
+    assert whole.shape[2:] == (h, w) and block.conv1(x).shape[2:] == (h - odd, w - odd)
+    torch.testing.assert_close(block.pool(block.conv1(x)), block.pool(whole))
+
+
+def test_the_gradients_of_a_sprintnet_are_in_memory_as_its_images_are():
+    model, seen = get_model("sprintnet", 5).to(memory_format=torch.channels_last), []
+    model.blocks.register_full_backward_hook(lambda layer, into, out: seen.append(out[0]))
+    model(torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)).sum().backward()
+    assert seen[0].shape == (2, 512, 3, 3) and seen[0].is_contiguous(memory_format=torch.channels_last)

@@ -35,7 +35,7 @@ class Precision(MixedPrecision):
     """The model's forward pass in `dtype`, by autocast, on any device; float16 with loss scaling.
 
     fastai's own is for CUDA alone: the rest of it, from the scaled loss to the step, serves any
-    device. On a CPU, convolutions of small images become matrix products: up to twice the speed."""
+    device. On a CPU, what is slow in convolutions of small images is a matrix product: see SmallConvs."""
 
     def __init__(self, dtype):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Faster training on a CPU: memory is kept, and what oneDNN is slow at in small images are matrix products.
+"""Faster training on a CPU: memory is kept, and what oneDNN is slow at in small images is a matrix product.
 
 Shapes: images are (n,c,h,w), filters (co,ci,k,k), and `pixels` are those of an output, ho * wo."""
 import ctypes
@@ -14,7 +14,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8          # of glibc's mal
 WEIGHTS = 9         # 3x3: for the gradient of the weights alone, in bfloat16
 HALVED = 64         # 8x8: the same, where a 3x3 convolution halves the side
 WITH_AMX = 36       # 6x6: the same, on a processor with AMX
-ALL = 16            # 4x4: for the convolution and both its gradients, with AMX and in float32
+ALL = 16            # 4x4: for all passes, with AMX and in float32; but the gradient of x with stride 1 alone
 # In float32 products are faster with many filters alone: of at least so many numbers
 WIDE = 2**19
 
@@ -52,15 +52,15 @@ def product(weight, rows, shape):
 
 
 class SmallConv(torch.autograd.Function):
-    """F.conv2d whose gradient of the weights is a matrix product, and with `products` all of it, if small.
+    """F.conv2d whose gradient of the weights is a matrix product; with `all_passes` the others too, if small.
 
     oneDNN's gradient of the weights goes through an image row by row, and rows are short there."""
 
     @staticmethod
-    def forward(ctx, x, weight, stride, padding, products):
+    def forward(ctx, x, weight, stride, padding, all_passes):
         k, ctx.stride, ctx.padding = weight.shape[2], stride, padding
-        ctx.products = products and output_pixels(x, k, stride, padding) <= ALL
-        if not ctx.products:
+        ctx.all_passes = all_passes and output_pixels(x, k, stride, padding) <= ALL
+        if not ctx.all_passes:
             ctx.save_for_backward(x, weight, None)
             return F.conv2d(x, weight, None, stride, padding)
         rows, shape = patches(x, k, stride, padding)
@@ -72,7 +72,7 @@ class SmallConv(torch.autograd.Function):
         x, weight, rows = ctx.saved_tensors
         stride, padding, grad_x, grad_weight = ctx.stride, ctx.padding, None, None
         if ctx.needs_input_grad[1]: grad_weight = weight_gradient(x, weight, rows, grad, stride, padding)
-        if ctx.needs_input_grad[0]: grad_x = input_gradient(x, weight, grad, stride, padding, ctx.products)
+        if ctx.needs_input_grad[0]: grad_x = input_gradient(x, weight, grad, stride, padding, ctx.all_passes)
         return grad_x, grad_weight, None, None, None
 
 
@@ -84,9 +84,9 @@ def weight_gradient(x, weight, rows, grad, stride, padding):
     return (columns.T @ rows).view(co, k, k, ci).permute(0, 3, 1, 2)    # (co,k*k*ci) -> (co,ci,k,k)
 
 
-def input_gradient(x, weight, grad, stride, padding, products):
+def input_gradient(x, weight, grad, stride, padding, all_passes):
     "The gradient of x (n,ci,h,w)."
-    if stride > 1 or not products:
+    if stride > 1 or not all_passes:
         # torch.nn.grad.conv2d_input makes one in the order (n,ci,h,w) of memory, which takes longer
         how = [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1         # not dilated, transposed, grouped
         return torch.ops.aten.convolution_backward(grad, x, weight, None, *how, (True, False, False))[0]
@@ -104,24 +104,24 @@ def output_pixels(x, k, stride, padding):
 class SmallConvs(TorchFunctionMode):
     """Within this context, convolutions to few pixels are done by SmallConv, in `dtype`.
 
-    products: all three passes by products, which is faster in float32 and with AMX.
+    all_passes: not the gradient of the weights alone, which is faster in float32 and with AMX.
     A mode sees each call before autocast does, so the types are changed here."""
 
-    def __init__(self, dtype, products):
+    def __init__(self, dtype, all_passes):
         super().__init__()
-        self.dtype, self.products = dtype, products
+        self.dtype, self.all_passes = dtype, all_passes
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         # nn.Conv2d passes all by position; a call by name is somebody else's
-        if func is not F.conv2d or kwargs or not suits(self.dtype, self.products, *args):
+        if func is not F.conv2d or kwargs or not suits(self.dtype, self.all_passes, *args):
             return func(*args, **kwargs or {})
         x, weight, _, stride, padding, *_ = args
         # autograd.Function does not know fastai's types
         x = x.as_subclass(torch.Tensor).to(self.dtype)
-        return SmallConv.apply(x, weight.to(self.dtype), stride[0], padding[0], self.products)
+        return SmallConv.apply(x, weight.to(self.dtype), stride[0], padding[0], self.all_passes)
 
 
-def suits(dtype, products, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def suits(dtype, all_passes, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     "Whether SmallConv can compute this call of F.conv2d by nn.Conv2d, and in `dtype` faster."
     if bias is not None or groups != 1: return False
     # such as padding="same"
@@ -132,5 +132,5 @@ def suits(dtype, products, x, weight, bias=None, stride=1, padding=0, dilation=1
     if dilation != (1, 1) or padding[0] >= k: return False
     pixels = output_pixels(x, k, stride[0], padding[0])
     if dtype == torch.float32: return 0 < pixels <= ALL and weight.numel() >= WIDE
-    halved = stride[0] > 1 and k > 1
-    return 0 < pixels <= (WITH_AMX if products else HALVED if halved else WEIGHTS)
+    halved = stride[0] == 2 and k == 3
+    return 0 < pixels <= (WITH_AMX if all_passes else HALVED if halved else WEIGHTS)

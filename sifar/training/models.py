@@ -126,6 +126,19 @@ class Whitening(nn.Module):
     def forward(self, x): return F.conv2d(x, self.filters, self.bias)
 
 
+class EvenConv(nn.Conv2d):
+    """A 3x3 convolution before a pool: of odd sides it leaves out the last row and column, as that would.
+
+    (n,ni,h,w) -> (n,nf,h,w), or where both sides are odd (n,nf,h-1,w-1)."""
+
+    def __init__(self, ni, nf): super().__init__(ni, nf, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        if not all(side % 2 for side in x.shape[2:]): return super().forward(x)
+        x = F.pad(x, (1, 0, 1, 0))
+        return F.conv2d(x, self.weight, None, self.stride, (0, 0), self.dilation, self.groups)
+
+
 class SprintBlock(nn.Module):
     """Three 3x3 convolutions, half the side after the first, the others with a shortcut around them.
 
@@ -133,7 +146,7 @@ class SprintBlock(nn.Module):
 
     def __init__(self, ni, nf):
         super().__init__()
-        self.conv1, self.bn1 = conv3x3(ni, nf), quick_norm(nf)
+        self.conv1, self.bn1 = EvenConv(ni, nf), quick_norm(nf)
         self.conv2, self.bn2 = conv3x3(nf, nf), quick_norm(nf)
         self.conv3, self.bn3 = conv3x3(nf, nf), quick_norm(nf)
         self.pool, self.act = nn.MaxPool2d(2), nn.GELU()
@@ -141,14 +154,9 @@ class SprintBlock(nn.Module):
         for conv in (self.conv1, self.conv2, self.conv3): nn.init.dirac_(conv.weight[:conv.in_channels])
 
     def forward(self, x):
-        x = self.act(self.bn1(self.pool(self.even(x))))         # (n,ni,h,w) -> (n,nf,h//2,w//2)
+        x = self.act(self.bn1(self.pool(self.conv1(x))))        # (n,ni,h,w) -> (n,nf,h//2,w//2)
         y = self.act(self.bn2(self.conv2(x)))
         return self.act(self.bn3(self.conv3(y)) + x)
-
-    def even(self, x):
-        "conv1 without the last row and column of an odd side, which the pool would leave out."
-        if not all(side % 2 for side in x.shape[2:]): return self.conv1(x)
-        return F.conv2d(F.pad(x, (1, 0, 1, 0)), self.conv1.weight)
 
 
 def quick_norm(nf):

@@ -76,7 +76,7 @@ def multiplies_bf16():
 
 
 def capabilities():
-    "Whether this processor has instructions, by torch's name for them."
+    "What instructions this processor has, by torch's names for them."
     if hasattr(torch.cpu, "get_capabilities"): return torch.cpu.get_capabilities()
     # before torch 2.11
     able = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
@@ -92,7 +92,7 @@ def small_convs(device, dtype):
     Elsewhere a context that does nothing."""
     able = dtype == torch.float32 or dtype == torch.bfloat16 and multiplies_bf16()
     if device.type != "cpu" or not able: return nullcontext()
-    return SmallConvs(dtype, products=dtype == torch.float32 or bool(capabilities().get("amx_bf16")))
+    return SmallConvs(dtype, all_passes=dtype == torch.float32 or bool(capabilities().get("amx_bf16")))
 
 
 def prepare(device):
