@@ -19,7 +19,7 @@ def train(cfg, args):
     from sifar.runs.load import resume
     from sifar.runs.report import write_report
     from sifar.runs.start import describe_run, open_run
-    from sifar.training.explore import auto_lr
+    from sifar.training.explore import settle_lr
     from sifar.training.learner import check_machine, get_learner, run_callbacks, settled_dls
     from sifar.training.ranks import share_weights
 
@@ -27,7 +27,7 @@ def train(cfg, args):
         check_machine(cfg)
         cfg, dls = settled_dls(cfg)
         say_twins(cfg, dls.data)
-        if cfg.lr == "auto": cfg = replace(cfg, lr=auto_lr(cfg, dls, run))
+        cfg = settle_lr(cfg, dls, run)
         learn = get_learner(dls, cfg, path=run, start=not cfg.resume)
         with learn.no_bar(), progress() as bar:
             cbs = run_callbacks(learn, cfg, bar)
@@ -112,14 +112,14 @@ def train_seeds(cfg, args):
 
 def choices(cfg):
     "What auto stands for in --arch, --mirror and --lr: one for all seeds, so that runs differ in seed alone."
-    from sifar.training.explore import auto_lr
+    from sifar.training.explore import settle_lr
     from sifar.training.learner import settled_dls
 
     auto = [name for name in ("arch", "mirror", "lr") if getattr(cfg, name) == "auto"]
     if not auto: return {}
     with name_batch_size(cfg):
         cfg, dls = settled_dls(cfg)
-        if "lr" in auto: cfg = replace(cfg, lr=auto_lr(cfg, dls, explore_folder(cfg)))
+        cfg = settle_lr(cfg, dls, explore_folder(cfg))
     return {name: getattr(cfg, name) for name in auto}
 
 

@@ -58,21 +58,23 @@ class SmallConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, stride, padding, all_passes):
-        k, ctx.stride, ctx.padding = weight.shape[2], stride, padding
-        ctx.all_passes = all_passes and output_pixels(x, k, stride, padding) <= ALL
-        if not ctx.all_passes:
-            ctx.save_for_backward(x, weight, None)
-            return F.conv2d(x, weight, None, stride, padding)
-        rows, shape = patches(x, k, stride, padding)
+        k, rows = weight.shape[2], None
+        ctx.stride, ctx.padding = stride, padding
+        if all_passes and output_pixels(x, k, stride, padding) <= ALL:
+            rows, shape = patches(x, k, stride, padding)
+            y = product(weight, rows, shape)
+        else: y = F.conv2d(x, weight, None, stride, padding)
         ctx.save_for_backward(x, weight, rows)
-        return product(weight, rows, shape)
+        return y
 
     @staticmethod
     def backward(ctx, grad):                    # grad (n,co,ho,wo)
         x, weight, rows = ctx.saved_tensors
-        stride, padding, grad_x, grad_weight = ctx.stride, ctx.padding, None, None
-        if ctx.needs_input_grad[1]: grad_weight = weight_gradient(x, weight, rows, grad, stride, padding)
-        if ctx.needs_input_grad[0]: grad_x = input_gradient(x, weight, grad, stride, padding, ctx.all_passes)
+        grad_x = grad_weight = None
+        how = ctx.stride, ctx.padding
+        if ctx.needs_input_grad[1]: grad_weight = weight_gradient(x, weight, rows, grad, *how)
+        # a forward pass by a product has rows
+        if ctx.needs_input_grad[0]: grad_x = input_gradient(x, weight, grad, *how, rows is not None)
         return grad_x, grad_weight, None, None, None
 
 
@@ -84,9 +86,9 @@ def weight_gradient(x, weight, rows, grad, stride, padding):
     return (columns.T @ rows).view(co, k, k, ci).permute(0, 3, 1, 2)    # (co,k*k*ci) -> (co,ci,k,k)
 
 
-def input_gradient(x, weight, grad, stride, padding, all_passes):
+def input_gradient(x, weight, grad, stride, padding, by_product):
     "The gradient of x (n,ci,h,w)."
-    if stride > 1 or not all_passes:
+    if stride > 1 or not by_product:
         # torch.nn.grad.conv2d_input makes one in the order (n,ci,h,w) of memory, which takes longer
         how = [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1         # not dilated, transposed, grouped
         return torch.ops.aten.convolution_backward(grad, x, weight, None, *how, (True, False, False))[0]

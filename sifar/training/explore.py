@@ -1,5 +1,6 @@
 """What one looks at before a training: learning rates, augmented images, and where the time goes."""
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,11 +77,12 @@ def draw_lr_find(found, lrs, losses, title):
     return png[0]
 
 
-def auto_lr(cfg, dls, folder):
-    "The valley that lr_find suggests; its curve goes into `folder`."
+def settle_lr(cfg, dls, folder):
+    "`cfg` with the valley that lr_find suggests where its --lr is auto; the curve goes into `folder`."
+    if cfg.lr != "auto": return cfg
     lr = rounded(write_lr_find(cfg, dls, folder)["valley"])
     log.info("lr %g is the valley that lr_find suggests", lr)
-    return lr
+    return replace(cfg, lr=lr)
 
 
 # ---- images ----

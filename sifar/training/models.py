@@ -136,6 +136,7 @@ class EvenConv(nn.Conv2d):
     def forward(self, x):
         if not all(side % 2 for side in x.shape[2:]): return super().forward(x)
         x = F.pad(x, (1, 0, 1, 0))
+        # all by position, as nn.Conv2d calls it: see SmallConvs
         return F.conv2d(x, self.weight, None, self.stride, (0, 0), self.dilation, self.groups)
 
 

@@ -79,8 +79,8 @@ def capabilities():
     "What instructions this processor has, by torch's names for them."
     if hasattr(torch.cpu, "get_capabilities"): return torch.cpu.get_capabilities()
     # before torch 2.11
-    able = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
-    return dict(zip(("amx_bf16", "avx512_bf16"), able))
+    return {"amx_bf16": torch.cpu._is_amx_tile_supported(),
+            "avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
 
 
 def needs_autocast(dtype): return dtype != torch.float32
