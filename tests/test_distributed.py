@@ -71,6 +71,8 @@ if __name__ == "__main__":
             torch.save(found, sys.argv[1])
 """
 
+# our sources, and where the libraries lie that are not installed
+PACKAGES = f"{os.getcwd()}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
 
 JOINED = """
 import torch
@@ -97,7 +99,7 @@ def torchrun(*args, n=2, python=COLD):
 
 def forked(*args, **kwargs):
     "Run `n` processes that are forked from the server, torchrun's own one too."
-    env = {**os.environ, "PYTHON_EXEC": sys.executable, "PYTHONPATH": os.getcwd()}
+    env = {**os.environ, "PYTHON_EXEC": sys.executable, "PYTHONPATH": PACKAGES}
     words = torchrun(*args, **kwargs, python=sys.executable)
     return subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
 
@@ -247,7 +249,7 @@ def test_a_process_of_torchrun_on_a_gpu_joins_by_nccl_and_trains_by_graphs(tmp_p
     script.write_text(JOINED)
     done = subprocess.run(
         torchrun(script, n=1),
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        env={**os.environ, "PYTHONPATH": PACKAGES},
         capture_output=True,
         text=True,
         timeout=120,
