@@ -29,6 +29,8 @@ SHAPES = [  # inputs, outputs, height, width, kernel, stride, padding
     (4, 6, 16, 16, 3, 2, 1),
     (4, 6, 17, 17, 3, 2, 1),
     (4, 6, 8, 8, 1, 2, 0),
+    (4, 6, 12, 12, 3, 1, 0),
+    (4, 6, 13, 13, 3, 1, 0),
 ]
 
 
@@ -42,7 +44,8 @@ def test_a_small_convolution_and_its_gradients_are_those_of_torch(
     want = conv(x)
     with SmallConvs(torch.float64, all_passes):
         got = conv(x)
-    most = 36 if all_passes else 64 if (kernel, stride) == (3, 2) else 9
+    by_stride_and_padding = {(2, 1): 64, (1, 0): 100} if kernel == 3 else {}
+    most = 36 if all_passes else by_stride_and_padding.get((stride, padding), 9)
     assert (got.grad_fn.name() == "SmallConvBackward") == (want[0, 0].numel() <= most)
     assert want.grad_fn.name() == "ConvolutionBackward0"
     grad = torch.randn_like(want)

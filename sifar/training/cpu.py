@@ -13,6 +13,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8          # of glibc's mal
 # The most pixels of an output at which products are faster than oneDNN (measured: bench/README.md)
 WEIGHTS = 9         # 3x3: for the gradient of the weights alone, in bfloat16
 HALVED = 64         # 8x8: the same, where a 3x3 convolution halves the side
+UNPADDED = 100      # 10x10: the same, where a 3x3 convolution pads nothing, which a product would multiply
 WITH_AMX = 36       # 6x6: the same, on a processor with AMX
 ALL = 16            # 4x4: for all passes, with AMX and in float32; but the gradient of x with stride 1 alone
 # In float32 products are faster with many filters alone: of at least so many numbers
@@ -134,5 +135,8 @@ def suits(dtype, all_passes, x, weight, bias=None, stride=1, padding=0, dilation
     if dilation != (1, 1) or padding[0] >= k: return False
     pixels = output_pixels(x, k, stride[0], padding[0])
     if dtype == torch.float32: return 0 < pixels <= ALL and weight.numel() >= WIDE
-    halved = stride[0] == 2 and k == 3
-    return 0 < pixels <= (WITH_AMX if all_passes else HALVED if halved else WEIGHTS)
+    if all_passes: most = WITH_AMX
+    elif k == 3 and stride[0] == 2: most = HALVED
+    elif k == 3 and not padding[0]: most = UNPADDED
+    else: most = WEIGHTS
+    return 0 < pixels <= most
