@@ -55,7 +55,10 @@ check() {       # versions, device, an epoch of two presets: do they work, and h
         "--dataset $dataset --augment batch --epochs 2 --bs 512 ${TINY:-}"
 }
 
-limits() { try limits 150 "$python" -W ignore -m bench.limits --workers 0 ${LIMITS:---bs 512 128}; }
+limits() {
+    try profile 60 "$python" -W ignore train.py --dataset "$dataset" --preset sprint --profile ${TINY:-}
+    try limits 150 "$python" -W ignore -m bench.limits --workers 0 ${LIMITS:---bs 512 128}
+}
 
 sprint() { for seed in 1 2 3; do train "sprint-$seed" 120 --preset sprint --seed "$seed"; done; }
 
