@@ -198,6 +198,15 @@ def test_a_step_does_not_wait_for_a_gpu(monkeypatch, tmp_path):
     assert len(steps) > 5 and len(set(steps[:-1])) == 1 and asked
 
 
+def test_one_bar_serves_fit_after_fit(tmp_path):
+    learn = learner(precision="fp32", bs=64)
+    learn.path = tmp_path
+    with learn.no_bar(), progress() as bar:
+        for _ in range(2):
+            learn.fit_warmup_cosine(1, 0.1, 0, cbs=RunLog(bar))
+    assert [task.finished for task in bar.tasks] == [True, True]
+
+
 def test_batches_and_their_fill_are_where_the_model_is():
     dls = learner(augment="batch").dls
     dls.to(torch.device("meta"))

@@ -215,7 +215,8 @@ class ArrayDL(TfmdDL):
     def mirror(self, x, rows):
         "Mirror in place those of the images x (n,sz,sz,3) whose turn it is in this epoch."
         turned = coins(rows) ^ (self.passes & 1) == 1
-        x[turned] = x[turned, :, ::-1]
+        pixels = x.view("V3")[..., 0]           # 3 bytes each, which numpy moves faster than one by one
+        pixels[turned] = pixels[turned, :, ::-1]
 
     def augments(self):
         "The Augment among the item transforms; none where somebody has put others in their place."

@@ -321,14 +321,14 @@ class RunLog(Callback):
         self.learn.logger = noop
         # through __dict__, as fastai warns at an assignment
         self.recorder.__dict__["smooth_loss"] = SmoothLoss()
-        self.start, self.suspended = time.perf_counter(), False
+        self.start, self.suspended, self.task = time.perf_counter(), False, None
         self.shown = "balanced" if self.balanced or self.dls.c <= FEW else "top5"
         log.info(self.header.format("balanced" if self.shown == "balanced" else "top-5 %"), extra=RESULT)
 
     def note_suspension(self, *args): self.suspended = True
 
     def before_epoch(self):
-        if self.bar.tasks: return
+        if self.task is not None: return
         left = self.n_epoch - self.epoch
         self.task = self.bar.add_task("", total=left * len(self.dls.train))
 
