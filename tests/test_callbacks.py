@@ -297,8 +297,10 @@ def test_recorded_steps_are_those_that_a_gpu_takes_kernel_by_kernel(opt):
     (seen, state, valid), (seen_plain, state_plain, valid_plain) = runs
     assert len(seen) > 10 and seen == pytest.approx(seen_plain, rel=0.02)
     assert valid == pytest.approx(valid_plain, rel=0.02)
-    # kernels add up in no fixed order, and Muon makes small differences larger: so each tensor as a whole
     for name in state:
+        if opt == "sgd":
+            torch.testing.assert_close(state[name], state_plain[name], rtol=0.05, atol=0.02)
+        # kernels add up in no fixed order, and Muon makes small differences larger: so each tensor as a whole
         off = torch.linalg.vector_norm((state[name] - state_plain[name]).double())
         size = torch.linalg.vector_norm(state_plain[name].double())
         assert off < 0.05 * size + 0.02 * state[name].numel() ** 0.5, name
